@@ -1,0 +1,1 @@
+"""What builds and runs engines: one module a runtime."""
