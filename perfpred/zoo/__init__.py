@@ -20,7 +20,20 @@ from perfpred.zoo.lineages import FAMILY_LINEAGE, LINEAGES
 if TYPE_CHECKING:
     import torch
 
-BUILDER_MODULES = ("vision", "language", "detectors", "classic", "synthetic")
+BUILDER_MODULES = (
+    "vision",
+    "language",
+    "detectors",
+    "dense_detectors",
+    "classic",
+    "segmentation",
+    "restoration",
+    "keypoints",
+    "sequence",
+    "audio",
+    "video",
+    "synthetic",
+)
 
 Build = Callable[[], "tuple[torch.nn.Module, tuple[torch.Tensor, ...]]"]
 
@@ -64,7 +77,9 @@ def register(spec: NetworkSpec) -> NetworkSpec:
         raise ValueError(f"{spec.name}: lineage {spec.lineage!r} is not one of {sorted(LINEAGES)}")
     if FAMILY_LINEAGE.setdefault(spec.family, spec.lineage) != spec.lineage:
         known = FAMILY_LINEAGE[spec.family]
-        raise ValueError(f"{spec.name}: family {spec.family!r} belongs to lineage {known!r}, not {spec.lineage!r}")
+        raise ValueError(
+            f"{spec.name}: family {spec.family!r} belongs to lineage {known!r}, not {spec.lineage!r}"
+        )
     _SPECS[spec.name] = spec
     return spec
 
