@@ -53,3 +53,8 @@ class BuildError(PerfpredError):
 
 class MeasurementError(PerfpredError):
     """An engine was built but could not be measured."""
+
+
+def first_line(error: BaseException) -> str:
+    """The first line of a foreign error's message, short enough to quote in one of ours."""
+    return (str(error).strip() or type(error).__name__).splitlines()[0][:160]
