@@ -25,6 +25,7 @@ BUILDER_MODULES = (
     "language",
     "detectors",
     "dense_detectors",
+    "set_detectors",
     "classic",
     "segmentation",
     "restoration",
