@@ -1,0 +1,193 @@
+"""The vocabulary of fusion patterns: words that say what a node is to a builder.
+
+A pattern matches words, not operator types, so that `relu` means the same in every rule set.
+Where the words of a binary operator differ by operand: `bias` and `scale` have a constant operand, `add` and `mul`
+two activations of one shape, `badd` and `bmul` two activations that broadcast.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping
+from typing import Final
+
+from perfpred.layer import Node
+
+Labels = frozenset[str]
+
+_PLAIN: Final[Mapping[str, str]] = {
+    "ConvTranspose": "deconv anchor",
+    "Attention": "sdpa anchor",
+    "Einsum": "einsum anchor",
+    "BatchNormalization": "bn pointwise",
+    "Relu": "relu act pointwise",
+    "Clip": "clip act pointwise",
+    "LeakyRelu": "leaky act pointwise",
+    "PRelu": "prelu act pointwise",
+    "Sigmoid": "sigmoid act pointwise",
+    "HardSigmoid": "hardsigmoid act pointwise",
+    "HardSwish": "hardswish act pointwise",
+    "Tanh": "tanh act pointwise",
+    "Elu": "elu act pointwise",
+    "Selu": "elu act pointwise",
+    "Celu": "elu act pointwise",
+    "Softplus": "softplus act pointwise",
+    "Softsign": "softplus act pointwise",
+    "Mish": "mish act pointwise",
+    "Gelu": "gelu act pointwise",
+    "ThresholdedRelu": "leaky act pointwise",
+    "Erf": "erf unary pointwise",
+    "Cast": "cast unary pointwise",
+    "Softmax": "softmax",
+    "LogSoftmax": "softmax",
+    "LayerNormalization": "layernorm norm",
+    "SimplifiedLayerNormalization": "rmsnorm norm",
+    "RMSNormalization": "rmsnorm norm",
+    "GroupNormalization": "groupnorm norm",
+    "InstanceNormalization": "instancenorm norm",
+    "LpNormalization": "norm",
+    "LRN": "lrn",
+    "MaxPool": "maxpool pool",
+    "AveragePool": "avgpool pool",
+    "GlobalAveragePool": "gpool reduction",
+    "GlobalMaxPool": "gpool reduction",
+    "ReduceMean": "mean reduction",
+    "ReduceSum": "reduction",
+    "ReduceMax": "reduction",
+    "ReduceMin": "reduction",
+    "ReduceProd": "reduction",
+    "ReduceL1": "reduction",
+    "ReduceL2": "reduction",
+    "ReduceLogSumExp": "reduction",
+    "ReduceSumSquare": "reduction",
+    "ArgMax": "argmax",
+    "ArgMin": "argmax",
+    "TopK": "topk",
+    "Pad": "pad move",
+    "Slice": "slice move",
+    "Split": "split move",
+    "Concat": "concat move",
+    "Gather": "gather move",
+    "GatherElements": "gather move",
+    "GatherND": "gather move",
+    "ScatterND": "scatter",
+    "ScatterElements": "scatter",
+    "Expand": "expand move",
+    "Tile": "expand move",
+    "Resize": "resize",
+    "Upsample": "resize",
+    "GridSample": "gridsample",
+    "DepthToSpace": "shuffle move",
+    "SpaceToDepth": "shuffle move",
+    "QuantizeLinear": "q",
+    "DequantizeLinear": "dq",
+    "LSTM": "rnn",
+    "GRU": "rnn",
+    "RNN": "rnn",
+    "CumSum": "scan",
+    "Where": "where pointwise",
+}
+_UNARY: Final = frozenset(
+    "Abs Ceil Cos Sin Exp Floor Log Neg Not Reciprocal Round Sign Sqrt IsNaN IsInf Atan Acos Asin Cosh Sinh Tan".split()
+)
+_BINARY: Final[Mapping[str, tuple[str, str]]] = {
+    "Add": ("bias", "add"),
+    "Sub": ("bias", "sub"),
+    "Mul": ("scale", "mul"),
+    "Div": ("scale", "div"),
+    "Pow": ("power", "pow"),
+    "Min": ("limit", "min"),
+    "Max": ("limit", "max"),
+    "Sum": ("bias", "add"),
+}
+_COMPARE: Final = frozenset("Equal Greater GreaterOrEqual Less LessOrEqual And Or Xor Mod BitShift".split())
+_VIEWS: Final = frozenset({"Reshape", "Flatten", "Squeeze", "Unsqueeze"})
+_NOTHING: Final = frozenset({"Identity", "Dropout"})
+
+
+def _set(text: str) -> Labels:
+    return frozenset(text.split())
+
+
+_FIXED: Final[dict[str, Labels]] = {
+    **{op: _set(words) for op, words in _PLAIN.items()},
+    **{op: _set("unary pointwise") for op in _UNARY},
+    **{op: _set("compare pointwise") for op in _COMPARE},
+    **{op: _set("view") for op in _VIEWS},
+    **{op: _set("nothing view") for op in _NOTHING},
+}
+
+
+def _conv(node: Node) -> Labels:
+    x, w = node.inputs[0], node.inputs[1]
+    groups = node.attributes.get("group", 1)
+    words = ["conv", "anchor"]
+    if x is None or w is None:
+        return frozenset(words)
+    words.append("dense" if groups == 1 else "depthwise" if groups == x.shape[1] else "grouped")
+    spatial = w.shape[2:]
+    if all(d == 1 for d in spatial):
+        words.append("conv1x1")
+    if all(d == 1 for d in x.shape[2:]):
+        words.append("vector")
+    if len(spatial) == 1:
+        words.append("conv1d")
+    return frozenset(words)
+
+
+def _product(node: Node) -> Labels:
+    second = node.inputs[1]
+    return _CONSTANT_PRODUCT if second is not None and second.constant else _ACTIVATION_PRODUCT
+
+
+_CONSTANT_PRODUCT: Final = _set("gemm fc anchor")
+_ACTIVATION_PRODUCT: Final = _set("gemm matmul anchor")
+_BINARY_LABELS: Final = {
+    op: (
+        frozenset({constant, "withconst", "pointwise"}),
+        frozenset({both, "binary", "pointwise"}),
+        frozenset({"b" + both, "broadcast", "pointwise"}),
+        frozenset({constant, "withconst", "pointwise", "square"}),
+    )
+    for op, (constant, both) in _BINARY.items()
+}
+
+
+def _binary(node: Node) -> Labels:
+    withconst, both, broadcast, _ = _BINARY_LABELS[node.op_type]
+    operands = node.activations
+    if len(operands) < 2:
+        return withconst
+    first = operands[0].shape
+    return both if all(t.shape == first for t in operands) else broadcast
+
+
+def _transpose(node: Node) -> Labels:
+    moved = (
+        [d for d in node.attributes.get("perm", ()) if node.activations[0].shape[d] != 1] if node.activations else []
+    )
+    return _VIEW if moved and moved == sorted(moved) else _TRANSPOSE
+
+
+def _cast(node: Node) -> Labels:
+    same = node.activations and node.activations[0].dtype == node.outputs[0].dtype
+    return _NOTHING_LABELS if same else _FIXED["Cast"]
+
+
+_VIEW: Final = _set("view")
+_NOTHING_LABELS: Final = _set("nothing view")
+_TRANSPOSE: Final = _set("transpose move")
+_OTHER: Final = _set("other")
+_BY_NODE: Final[dict[str, Callable[[Node], Labels]]] = {
+    "Conv": _conv,
+    "MatMul": _product,
+    "Gemm": _product,
+    "Transpose": _transpose,
+    "Cast": _cast,
+    **dict.fromkeys(_BINARY, _binary),
+}
+
+
+def labels_of(node: Node) -> Labels:
+    """Words that describe a node; `other` alone where no rule can know it."""
+    decide = _BY_NODE.get(node.op_type)
+    return decide(node) if decide is not None else _FIXED.get(node.op_type, _OTHER)
