@@ -27,6 +27,7 @@ BUILDER_MODULES = (
     "dense_detectors",
     "set_detectors",
     "classic",
+    "faces",
     "segmentation",
     "restoration",
     "keypoints",
