@@ -1,0 +1,465 @@
+"""A campaign: units go to worker processes, records come back, and whatever dies costs one row at most.
+
+Preparation (CPU) runs ahead of measurement in processes of its own. One thread per device talks to one worker
+process over pipes; this process is the only one that writes records.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import json
+import os
+import queue
+import selectors
+import shutil
+import subprocess
+import sys
+import tempfile
+import threading
+import time
+from collections import Counter
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass, field
+from itertools import groupby
+from pathlib import Path
+from typing import Any, Final
+
+from perfpred.errors import MeasurementError, UsageError
+from perfpred.prepare import graph_digest
+from perfpred.raw import RawStore
+from perfpred.unit import Unit, engine_id, engine_key, unit_to_json
+
+_PREPARE_TIMEOUT_S: Final = 600.0
+_START_TIMEOUT_S: Final = 120.0
+_CLOSE_TIMEOUT_S: Final = 10.0
+
+
+class ChildLostError(MeasurementError):
+    """A child process died or was killed because it did not answer in time."""
+
+
+class RequestFailedError(MeasurementError):
+    """A child process answered that a request failed.
+
+    Attributes:
+        error: Class and message in the child.
+        fatal: True where the child is of no use any more.
+    """
+
+    def __init__(self, error: Mapping[str, str], fatal: bool) -> None:
+        super().__init__(f"{error['class']}: {error['message']}")
+        self.error = dict(error)
+        self.fatal = fatal
+
+
+class Child:
+    """A process that answers JSON lines; started when first asked, restarted after it was lost.
+
+    Args:
+        command: Command line.
+        log: File for what it prints; None discards it.
+    """
+
+    def __init__(self, command: Sequence[str], log: Path | None = None) -> None:
+        self._command = list(command)
+        self._log = log
+        self._process: subprocess.Popen[bytes] | None = None
+        self._buffer = b""
+
+    @property
+    def pid(self) -> int | None:
+        """Process id while it runs."""
+        return self._process.pid if self._process else None
+
+    def ask(self, timeout_s: float, **request: Any) -> Any:
+        """Send a request and wait for the value.
+
+        Raises:
+            ChildLostError: It died, or did not answer in time and was killed.
+            RequestFailedError: It answered with an error.
+        """
+        process = self._started()
+        assert process.stdin is not None
+        try:
+            process.stdin.write(json.dumps(request).encode() + b"\n")
+            process.stdin.flush()
+            reply = json.loads(self._line(process, timeout_s))
+        except (OSError, EOFError, json.JSONDecodeError):
+            code = self._reap(process)
+            raise ChildLostError(f"the worker process died ({_exit_words(code)})") from None
+        if reply["ok"]:
+            return reply["value"]
+        raise RequestFailedError(reply["error"], bool(reply["fatal"]))
+
+    def _started(self) -> subprocess.Popen[bytes]:
+        if self._process is None:
+            with self._log.open("ab") if self._log else contextlib.nullcontext(subprocess.DEVNULL) as log:
+                self._process = subprocess.Popen(
+                    self._command, stdin=subprocess.PIPE, stdout=subprocess.PIPE, stderr=log, start_new_session=True
+                )
+            self._buffer = b""
+        return self._process
+
+    def _line(self, process: subprocess.Popen[bytes], timeout_s: float) -> bytes:
+        assert process.stdout is not None
+        deadline = time.monotonic() + timeout_s
+        with selectors.DefaultSelector() as selector:
+            selector.register(process.stdout, selectors.EVENT_READ)
+            while b"\n" not in self._buffer:
+                if not selector.select(max(0.0, deadline - time.monotonic())):
+                    self.close(kill=True)
+                    raise ChildLostError(f"no answer within {timeout_s:.0f} s: the worker process was killed")
+                chunk = os.read(process.stdout.fileno(), 1 << 20)
+                if not chunk:
+                    raise EOFError
+                self._buffer += chunk
+        line, _, self._buffer = self._buffer.partition(b"\n")
+        return line
+
+    def _reap(self, process: subprocess.Popen[bytes]) -> int:
+        try:
+            code = process.wait(timeout=_CLOSE_TIMEOUT_S)
+        except subprocess.TimeoutExpired:
+            process.kill()
+            code = process.wait()
+        self._forget(process)
+        return code
+
+    def _forget(self, process: subprocess.Popen[bytes]) -> None:
+        for stream in (process.stdin, process.stdout):
+            if stream is not None:
+                with contextlib.suppress(OSError):
+                    stream.close()
+        self._process = None
+
+    def close(self, kill: bool = False) -> None:
+        """End the process: its input closes, and it is killed where that does not help."""
+        process = self._process
+        if process is None:
+            return
+        if kill:
+            process.kill()
+        else:
+            with contextlib.suppress(OSError):
+                assert process.stdin is not None
+                process.stdin.close()
+        self._reap(process)
+
+
+def _exit_words(code: int) -> str:
+    return f"signal {-code}" if code < 0 else f"exit status {code}"
+
+
+def worker_command(target: str, *, device: int = 0, cuda: str = "auto", cores: str = "") -> list[str]:
+    """Command line of a measuring process."""
+    return [
+        *(sys.executable, "-m", "perfpred.worker"),
+        *("--target", target, "--device", str(device), "--cuda", cuda, "--cores", cores),
+    ]
+
+
+@dataclass
+class _Job:
+    """Neighbouring units of a plan that share one prepared model."""
+
+    number: int
+    units: list[Unit]
+    path: Path
+    digest: str
+    folder: Path
+    model: str = ""
+    error: dict[str, str] | None = None
+
+
+@dataclass
+class Progress:
+    """How far a campaign is.
+
+    Attributes:
+        planned: Units of the plan.
+        skipped: Units that had a record before.
+        good: Rows measured now.
+        failed: Rows recorded as failures now, by error class.
+        busy_s: Seconds in which workers built or measured, summed over workers.
+        wall_s: Seconds since the first worker was ready, times workers.
+        stopped: Why the campaign stopped early; empty where it ran to its end.
+    """
+
+    planned: int = 0
+    skipped: int = 0
+    good: int = 0
+    failed: Counter[str] = field(default_factory=Counter)
+    busy_s: float = 0.0
+    wall_s: float = 0.0
+    stopped: str = ""
+
+    @property
+    def done(self) -> int:
+        """Rows written now."""
+        return self.good + sum(self.failed.values())
+
+    @property
+    def left(self) -> int:
+        """Units still without a record."""
+        return self.planned - self.skipped - self.done
+
+
+@dataclass(frozen=True, kw_only=True)
+class Settings:
+    """How a campaign runs.
+
+    Attributes:
+        commands: One worker command per device.
+        preparers: Processes that prepare networks ahead.
+        preparer: Their command.
+        row_timeout_s: A row that takes longer is a failure and its worker is killed.
+        deadline_s: No row is started later than this after the start; None for no limit.
+        retry_failed: Measure again what has a failure recorded.
+        scratch: Folder for prepared models; a memory-backed one by default.
+        logs: Folder for what workers print; None discards it.
+    """
+
+    commands: Sequence[Sequence[str]]
+    preparers: int = 1
+    preparer: Sequence[str] = ()
+    row_timeout_s: float = 180.0
+    deadline_s: float | None = None
+    retry_failed: bool = False
+    scratch: Path | None = None
+    logs: Path | None = None
+
+
+class Campaign:
+    """Measures the units of a plan that have no record yet.
+
+    Args:
+        units: Units in order.
+        networks: Graph file by network name.
+        store: Where records go.
+        settings: How to run.
+        report: Called with the progress after every row.
+    """
+
+    def __init__(
+        self,
+        units: Sequence[Unit],
+        networks: Mapping[str, Path],
+        store: RawStore,
+        settings: Settings,
+        report: Callable[[Progress], None] | None = None,
+    ) -> None:
+        missing = sorted({unit.network for unit in units} - set(networks))
+        if missing:
+            raise UsageError(f"no graph for {len(missing)} networks of the plan, first '{missing[0]}'")
+        self._units = list(units)
+        self._networks = networks
+        self._store = store
+        self._settings = settings
+        self._report = report or (lambda progress: None)
+        self._statuses = store.statuses()
+        self._lock = threading.Lock()
+        self._stop = threading.Event()
+        self._measured_all = threading.Event()
+        self._begin = time.monotonic()
+        self._jobs: queue.Queue[_Job] = queue.Queue()
+        self._ready: queue.Queue[_Job | None] = queue.Queue()
+        self._room = threading.Semaphore(settings.preparers + 2 * len(settings.commands))
+        self.progress = Progress(planned=len(self._units))
+
+    def run(self) -> Progress:
+        """Run until all units have a record, the deadline, or an interrupt.
+
+        Raises:
+            OSError: Records can't be written; rows measured so far are safe.
+            PerfpredError: No worker could be started.
+        """
+        default = Path("/dev/shm")
+        parent = self._settings.scratch or (default if default.is_dir() else None)
+        with tempfile.TemporaryDirectory(prefix="perfpred-", dir=parent) as folder:
+            self._queue_jobs(Path(folder))
+            threads = [
+                *(threading.Thread(target=self._guarded, args=(self._prepare_loop, n)) for n in self._preparers()),
+                *(threading.Thread(target=self._guarded, args=(self._device_loop, n)) for n in self._devices()),
+            ]
+            self._errors: list[BaseException] = []
+            self._open_jobs = self._jobs.qsize()
+            if not self._open_jobs:
+                return self.progress
+            for thread in threads:
+                thread.start()
+            try:
+                for thread in threads:
+                    while thread.is_alive():
+                        thread.join(0.5)
+            except BaseException:
+                self._halt("interrupted")
+                raise
+            finally:
+                for thread in threads:
+                    thread.join()
+        if self._errors:
+            raise self._errors[0]
+        return self.progress
+
+    def _preparers(self) -> range:
+        return range(max(1, self._settings.preparers))
+
+    def _devices(self) -> range:
+        return range(len(self._settings.commands))
+
+    def _queue_jobs(self, folder: Path) -> None:
+        digests: dict[str, str] = {}
+        groups = groupby(self._units, key=lambda unit: unit.preparation)
+        for number, ((network, *_), group) in enumerate(groups):
+            path = self._networks[network]
+            digest = digests.get(network) or digests.setdefault(network, graph_digest(path))
+            self._jobs.put(_Job(number, list(group), path, digest, folder / str(number)))
+
+    # Control ----------------------------------------------------------------------------------------------
+
+    def _guarded(self, loop: Callable[[int], None], number: int) -> None:
+        try:
+            loop(number)
+        except BaseException as error:  # noqa: BLE001 - raised again in the main thread
+            self._errors.append(error)
+            self._halt(str(error))
+
+    def _halt(self, why: str) -> None:
+        with self._lock:
+            self.progress.stopped = self.progress.stopped or why
+        self._stop.set()
+        for _ in self._devices():
+            self._ready.put(None)
+
+    def _out_of_time(self) -> bool:
+        limit = self._settings.deadline_s
+        if not self._stop.is_set() and limit is not None and time.monotonic() - self._begin > limit:
+            self._halt("deadline")
+        return self._stop.is_set()
+
+    def _child(self, command: Sequence[str], name: str) -> Child:
+        logs = self._settings.logs
+        if logs:
+            logs.mkdir(parents=True, exist_ok=True)
+        return Child(command, logs / f"{name}.log" if logs else None)
+
+    # Preparation ------------------------------------------------------------------------------------------
+
+    def _prepare_loop(self, number: int) -> None:
+        child = self._child(self._settings.preparer or worker_command("cpu"), f"prepare{number}")
+        try:
+            while not self._out_of_time():
+                if not self._room.acquire(timeout=0.5):
+                    continue
+                try:
+                    job = self._jobs.get_nowait()
+                except queue.Empty:
+                    return
+                self._prepare(child, job)
+                self._ready.put(job)
+        finally:
+            child.close(kill=True)
+
+    def _prepare(self, child: Child, job: _Job) -> None:
+        first = job.units[0]
+        if all(self._known(unit, job) for unit in job.units):
+            return
+        try:
+            job.model = child.ask(
+                _PREPARE_TIMEOUT_S,
+                op="prepare",
+                path=str(job.path.resolve()),
+                precision=first.precision,
+                batch_size=first.batch_size,
+                folder=str(job.folder),
+                reference=first.check_outputs,
+            )["model"]
+        except RequestFailedError as error:
+            job.error = {"stage": "prepare", **error.error}
+        except ChildLostError as error:
+            job.error = {"stage": "prepare", "class": "ChildLostError", "message": str(error)}
+
+    # Measurement ------------------------------------------------------------------------------------------
+
+    def _device_loop(self, number: int) -> None:
+        child = self._child(self._settings.commands[number], f"worker{number}")
+        try:
+            device = child.ask(_START_TIMEOUT_S, op="hello")
+            with self._lock:
+                self._device = device
+            begin = time.monotonic()
+            while not self._out_of_time():
+                job = self._next_job()
+                if job is None:
+                    break
+                busy_s = self._measure_job(child, device, job)
+                shutil.rmtree(job.folder, ignore_errors=True)
+                self._room.release()
+                with self._lock:
+                    self.progress.busy_s += busy_s
+                    self._open_jobs -= 1
+                    if not self._open_jobs:
+                        for _ in self._devices():
+                            self._ready.put(None)
+            with self._lock:
+                self.progress.wall_s += time.monotonic() - begin
+        finally:
+            child.close(kill=self._stop.is_set())
+
+    def _next_job(self) -> _Job | None:
+        while not self._out_of_time():
+            with contextlib.suppress(queue.Empty):
+                return self._ready.get(timeout=0.5)
+        return None
+
+    def _key(self, unit: Unit, job: _Job, device: Mapping[str, Any]) -> dict[str, Any]:
+        return engine_key(unit, graph=job.digest, device=device["device"], device_sms=device["sms"])
+
+    def _known(self, unit: Unit, job: _Job) -> bool:
+        device = getattr(self, "_device", None)
+        return device is not None and self._recorded(engine_id(self._key(unit, job, device)))
+
+    def _recorded(self, identity: str) -> bool:
+        status = self._statuses.get(identity)
+        return status == "good" or (status is not None and not self._settings.retry_failed)
+
+    def _measure_job(self, child: Child, device: Mapping[str, Any], job: _Job) -> float:
+        busy_s = 0.0
+        for unit in job.units:
+            if self._out_of_time():
+                break
+            key = self._key(unit, job, device)
+            identity = engine_id(key)
+            with self._lock:
+                if self._recorded(identity):
+                    self.progress.skipped += 1
+                    continue
+                self._statuses[identity] = "good"  # claimed: a plan may list a unit twice
+            begin = time.monotonic()
+            record = self._measure(child, unit, job)
+            busy_s += time.monotonic() - begin
+            identity_fields = {"engine_id": identity, **key, "target": unit.target}
+            self._store.write({**identity_fields, "plan": unit_to_json(unit), **record})
+            with self._lock:
+                if record["status"] == "good":
+                    self.progress.good += 1
+                else:
+                    self.progress.failed[f"{record['error']['stage']}: {record['error']['class']}"] += 1
+                self._report(self.progress)
+        return busy_s
+
+    def _measure(self, child: Child, unit: Unit, job: _Job) -> dict[str, Any]:
+        if job.error:
+            return {"status": "failed", "error": job.error}
+        if unit.rebuild:
+            child.close()
+        try:
+            value = child.ask(self._settings.row_timeout_s, op="measure", unit=unit_to_json(unit), model=job.model)
+            return {"status": "good", "error": None, **value}
+        except RequestFailedError as error:
+            if error.fatal:
+                child.close(kill=True)
+            return {"status": "failed", "error": {"stage": "measure", **error.error}}
+        except ChildLostError as error:
+            lost = {"stage": "measure", "class": "ChildLostError", "message": str(error)}
+            return {"status": "failed", "error": lost}

@@ -1,0 +1,317 @@
+"""A child process that prepares networks and measures engines: one JSON request a line in, one JSON reply a line out.
+
+Everything that can crash, hang or leak lives here; the campaign that started it survives and starts another.
+"""
+
+from __future__ import annotations
+
+import argparse
+import hashlib
+import json
+import os
+import sys
+import tempfile
+import time
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from datetime import datetime, timezone
+from functools import cached_property
+from pathlib import Path
+from typing import IO, Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+from perfpred import measure
+from perfpred.cuda import Cuda, open_cuda
+from perfpred.environment import GpuMonitor, device_slug, host, physical_cores, throttled
+from perfpred.errors import PerfpredError, UsageError
+from perfpred.prepare import prepare, read_inputs
+from perfpred.runtimes import onnxruntime as ort
+from perfpred.unit import Unit, unit_from_json
+
+
+Outputs = Mapping[str, NDArray[Any]]
+
+
+@dataclass(kw_only=True)
+class Built:
+    """What building one engine gave, ready to be measured."""
+
+    engine: Any
+    facts: dict[str, Any] = field(default_factory=dict)
+
+
+class Worker:
+    """Serves requests on one device.
+
+    Args:
+        target: `gpu` or `cpu`.
+        device: Ordinal of the GPU.
+        backend: CUDA binding.
+        cores: Cores this process is pinned to; empty for no pinning.
+        loop: Repetitions.
+    """
+
+    def __init__(
+        self,
+        target: str = "gpu",
+        device: int = 0,
+        backend: str = "auto",
+        cores: tuple[int, ...] = (),
+        loop: measure.Loop | None = None,
+    ) -> None:
+        self.target = target
+        self.device = device
+        self.backend = backend
+        self.cores = cores
+        self.loop = loop or measure.Loop()
+        if cores:
+            os.sched_setaffinity(0, cores)
+
+    @cached_property
+    def cuda(self) -> Cuda:
+        """The open device."""
+        return open_cuda(self.backend, self.device, partitions=True)
+
+    @cached_property
+    def monitor(self) -> GpuMonitor:
+        """Reader of the GPU's state."""
+        return GpuMonitor(self.cuda.bus_id)
+
+    @cached_property
+    def threads(self) -> int:
+        """Threads of a CPU engine."""
+        return len(self.cores) or physical_cores()
+
+    # Requests ---------------------------------------------------------------------------------------------
+
+    def hello(self) -> dict[str, Any]:
+        """Describe the device."""
+        if self.target == "cpu":
+            return {"device": "cpu", "device_name": host()["cpu"], "sms": None}
+        return {
+            "device": device_slug(self.cuda.name),
+            "device_name": self.cuda.name,
+            "sms": self.cuda.attribute("sm_count"),
+        }
+
+    @cached_property
+    def environment(self) -> dict[str, Any]:
+        """Everything about host, device and versions that does not change between rows."""
+        facts: dict[str, Any] = {**host(), **self.hello()}
+        if self.target == "cpu":
+            return {**facts, "threads": self.threads, "cores": list(self.cores)}
+        major, minor = self.cuda.attribute("major"), self.cuda.attribute("minor")
+        return {
+            **facts,
+            **self.monitor.facts(),
+            "cuda_backend": self.cuda.backend,
+            "cuda_driver": self.cuda.driver_version,
+            "cudnn": ort.cudnn_version(),
+            "compute_capability": f"{major}.{minor}",
+        }
+
+    def prepare(self, *, path: str, precision: str, batch_size: int, folder: str, reference: bool) -> dict[str, Any]:
+        """Write the model and its inputs; see `perfpred.prepare.prepare`."""
+        model = prepare(Path(path), precision=precision, batch_size=batch_size, folder=Path(folder))
+        if reference:
+            base = prepare(Path(path), precision="fp32", batch_size=batch_size, folder=Path(folder) / "reference")
+            engine = ort.build_cpu(base, read_inputs(base), threads=1)
+            with (Path(folder) / "reference.npz").open("wb") as file:
+                np.savez(file, **dict(engine.outputs()))
+        return {"model": str(model)}
+
+    def measure(self, *, unit: Mapping[str, Any], model: str) -> dict[str, Any]:
+        """Build and measure one engine; return its raw record without identity."""
+        begin = time.perf_counter()
+        wanted = unit_from_json(unit)
+        started = datetime.now(timezone.utc).isoformat(timespec="seconds")
+        runner = self._measure_cpu if wanted.target == "cpu" else self._measure_gpu
+        record = runner(wanted, Path(model))
+        record["seconds"]["total"] = round(time.perf_counter() - begin, 4)
+        return {"started": started, "environment": self.environment, **record}
+
+    # Devices ----------------------------------------------------------------------------------------------
+
+    def _measure_gpu(self, unit: Unit, model: Path) -> dict[str, Any]:
+        cuda, clock = self.cuda, time.perf_counter
+        stream = cuda.partition_stream(unit.sm_count)
+        free_before, _ = cuda.memory()
+        begin = clock()
+        built = self._build_gpu(unit, model, stream)
+        built.engine.enqueue(stream)
+        cuda.synchronize(stream)
+        build_s = clock() - begin
+        free_after, _ = cuda.memory()
+        extra: dict[str, Any] = {}
+        before = self.monitor.state()
+        measurement = measure.measure_gpu(cuda, built.engine, stream, self.loop, detail=unit.detail)
+        after = self.monitor.state()
+        if unit.check_outputs:
+            extra["outputs"] = _check_outputs(built.engine.outputs(), model)
+        if unit.layers and hasattr(built.engine, "layer_times"):
+            extra["layers"] = built.engine.layer_times(stream)
+        flags = [*measurement.flags, *(["throttled"] if throttled(before, after) else [])]
+        return {
+            **_record(measurement, flags),
+            "before": before,
+            "after": after,
+            "memory_bytes": max(free_before - free_after, 0),
+            **built.facts,
+            **extra,
+            "seconds": {"build": round(build_s, 4), **measurement.seconds},
+        }
+
+    def _build_gpu(self, unit: Unit, model: Path, stream: int) -> Built:
+        options = dict(unit.options)
+        if unit.runtime != "onnxruntime":
+            from perfpred.runtimes import tensorrt
+
+            return Built(**tensorrt.build_unit(unit, model, read_inputs(model), self.cuda, stream))
+        engine = ort.build_cuda(
+            model,
+            read_inputs(model),
+            precision=unit.precision,
+            stream=stream,
+            device=self.device,
+            optimisation=unit.optimisation,
+            provider=options.pop("provider", "cuda"),
+            options=options,
+        )
+        return Built(engine=engine, facts={"provider_options": ort.provider_options(engine.session), "typing": "strong"})
+
+    def _measure_cpu(self, unit: Unit, model: Path) -> dict[str, Any]:
+        inputs = read_inputs(model)
+        begin = time.perf_counter()
+        engine = ort.build_cpu(model, inputs, threads=self.threads, optimisation=unit.optimisation)
+        build_s = time.perf_counter() - begin
+        measurement = measure.measure_cpu(engine.run)
+        extra: dict[str, Any] = {}
+        if unit.check_outputs:
+            extra["outputs"] = _check_outputs(engine.outputs(), model)
+        if unit.layers:
+            extra["layers"] = self._layers_cpu(unit, model, inputs)
+        return {
+            **_record(measurement, list(measurement.flags)),
+            "provider_options": ort.provider_options(engine.session),
+            "typing": "strong",
+            **extra,
+            "seconds": {"build": round(build_s, 4), **measurement.seconds},
+        }
+
+    def _layers_cpu(self, unit: Unit, model: Path, inputs: Outputs) -> list[dict[str, Any]]:
+        with tempfile.TemporaryDirectory() as folder:
+            engine = ort.build_cpu(
+                model,
+                inputs,
+                threads=self.threads,
+                optimisation=unit.optimisation,
+                profile=Path(folder) / "profile",
+            )
+            begin, runs = time.perf_counter(), 0
+            while runs < 20 and (runs < 6 or time.perf_counter() - begin < 2):
+                engine.run()
+                runs += 1
+            return ort.layer_times(engine.session.end_profiling())
+
+
+def _record(measurement: measure.Measurement, flags: list[str]) -> dict[str, Any]:
+    def listed(samples: measure.Samples) -> list[float]:
+        return [round(float(value), 9) for value in samples]
+
+    return {
+        "latency_kind": measurement.kind,
+        "latency_s": measurement.latency_s,
+        "host_sync_s": measurement.host_sync_s,
+        "enqueue_s": measurement.enqueue_s,
+        "isolated_s": measurement.isolated_s,
+        "back_to_back_s": measurement.back_to_back_s,
+        "samples_s": listed(measurement.samples),
+        "host_sync_samples_s": listed(measurement.host_sync_samples),
+        "warmup_runs": measurement.warmup_runs,
+        "graph_nodes": measurement.graph_nodes,
+        "flags": flags,
+    }
+
+
+def _check_outputs(outputs: Outputs, model: Path) -> dict[str, Any]:
+    """Digest, probe values and largest relative difference against the float32 reference, where there is one."""
+    digest = hashlib.sha256()
+    probes = {}
+    for name in sorted(outputs):
+        values = np.ascontiguousarray(outputs[name])
+        digest.update(values.tobytes())
+        flat = values.reshape(-1)
+        probes[name] = [float(v) for v in flat[:: max(1, flat.size // 32)][:32]]
+    result: dict[str, Any] = {"digest": digest.hexdigest()[:32], "probes": probes}
+    reference = model.parent / "reference.npz"
+    if reference.exists():
+        with np.load(reference) as arrays:
+            result["max_relative_difference"] = ort.relative_difference(dict(arrays), outputs)
+    return result
+
+
+def serve(worker: Any, requests: IO[str], replies: IO[str]) -> None:
+    """Answer requests until the input ends.
+
+    A request is `{"op": NAME, ...arguments}`; the reply is `{"ok": true, "value": ...}` or
+    `{"ok": false, "error": {"class": ..., "message": ...}, "fatal": bool}`. After a fatal error the process is of
+    no use any more.
+    """
+    for line in requests:
+        request = json.loads(line)
+        try:
+            reply = {"ok": True, "value": getattr(worker, request.pop("op"))(**request)}
+        except Exception as error:  # noqa: BLE001 - whatever goes wrong costs this row only, and is recorded
+            reply = {"ok": False, "error": describe(error), "fatal": not _alive(worker)}
+        replies.write(json.dumps(reply) + "\n")
+        replies.flush()
+
+
+def describe(error: BaseException) -> dict[str, str]:
+    """Class and message of an error, shortened."""
+    return {"class": type(error).__name__, "message": " ".join(str(error).split())[:600]}
+
+
+def _alive(worker: Any) -> bool:
+    """Whether the GPU context still answers: some CUDA errors end it for the whole process."""
+    cuda = worker.__dict__.get("cuda")
+    if cuda is None:
+        return True
+    try:
+        cuda.call("cuCtxSynchronize")
+    except PerfpredError:
+        return False
+    return True
+
+
+def parse_cores(text: str) -> tuple[int, ...]:
+    """Core numbers of a list such as `0-3,8`."""
+    cores: list[int] = []
+    try:
+        for part in filter(None, text.split(",")):
+            first, _, last = part.partition("-")
+            cores.extend(range(int(first), int(last or first) + 1))
+    except ValueError as error:
+        raise UsageError(f"'{text}' is not a list of cores such as 0-3,8") from error
+    return tuple(cores)
+
+
+def main() -> None:
+    """Entry point of `python -m perfpred.worker`."""
+    parser = argparse.ArgumentParser(description="Serve measuring requests on standard input.")
+    parser.add_argument("--target", default="gpu")
+    parser.add_argument("--device", type=int, default=0)
+    parser.add_argument("--cuda", default="auto")
+    parser.add_argument("--cores", default="")
+    arguments = parser.parse_args()
+    # Libraries print to standard output now and then: replies get a descriptor of their own.
+    replies = os.fdopen(os.dup(1), "w")
+    os.dup2(2, 1)
+    worker = Worker(arguments.target, arguments.device, arguments.cuda, parse_cores(arguments.cores))
+    serve(worker, sys.stdin, replies)
+
+
+if __name__ == "__main__":
+    main()
