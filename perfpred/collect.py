@@ -223,7 +223,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
     parser.add_argument("--deadline", type=float)
     parser.add_argument("--retry-failed", action="store_true")
     parser.add_argument("--logs")
-    parser.add_argument("--pack", help="at the end, write all records into this file")
+    parser.add_argument("--pack", help="at the end, write all records, compressed, into this folder")
     given = parser.parse_args(arguments)
     try:
         plan = Plan.load(given.plan) if given.plan else _grid_from(given)
@@ -251,7 +251,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
         return 2 if isinstance(error, UsageError) else 1
     _say(_summary(progress, time.monotonic() - begin))
     if given.pack:
-        _say([f"packed: {pack(given.out, given.pack)}"])
+        _say(f"packed: {path.name}, {path.stat().st_size} bytes" for path in pack(given.out, given.pack))
     return 0
 
 

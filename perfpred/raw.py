@@ -114,18 +114,27 @@ def records(folder: str | Path) -> Iterator[dict[str, Any]]:
             yield record
 
 
-def pack(folder: str | Path, target: str | Path | None = None) -> Path:
-    """Write all records into one compressed file, sorted by engine; the loose files stay.
+def pack(folder: str | Path, target: str | Path | None = None, per_file: int = 2500) -> list[Path]:
+    """Write all records into compressed files, sorted by engine; the loose files stay.
 
     Args:
         folder: Dataset.
-        target: File to write, `raw.jsonl.xz` in the folder by default.
+        target: Folder to write `raw-<n>.jsonl.xz` into, the dataset by default.
+        per_file: Most records in one file.
+
+    Returns:
+        The files written.
     """
-    path = Path(target) if target else Path(folder) / "raw.jsonl.xz"
+    home = Path(target or folder)
+    home.mkdir(parents=True, exist_ok=True)
     found = sorted(records(folder), key=lambda record: str(record["engine_id"]))
-    part = path.with_suffix(".part")
-    with lzma.open(part, "wt", preset=3) as file:
-        for record in found:
-            file.write(json.dumps(record, separators=(",", ":")) + "\n")
-    part.replace(path)
-    return path
+    written = []
+    for number, start in enumerate(range(0, len(found), per_file)):
+        path = home / f"raw-{number}.jsonl.xz"
+        part = path.with_suffix(".part")
+        with lzma.open(part, "wt", preset=3) as file:
+            for record in found[start : start + per_file]:
+                file.write(json.dumps(record, separators=(",", ":")) + "\n")
+        part.replace(path)
+        written.append(path)
+    return written

@@ -22,14 +22,13 @@ from typing import IO, Any
 import numpy as np
 from numpy.typing import NDArray
 
-from perfpred import measure
+from perfpred import kernels, measure
 from perfpred.cuda import Cuda, open_cuda
 from perfpred.environment import GpuMonitor, device_slug, host, physical_cores, throttled
 from perfpred.errors import PerfpredError, UsageError
 from perfpred.prepare import prepare, read_inputs
 from perfpred.runtimes import onnxruntime as ort
 from perfpred.unit import Unit, unit_from_json
-
 
 Outputs = Mapping[str, NDArray[Any]]
 
@@ -78,6 +77,10 @@ class Worker:
     def monitor(self) -> GpuMonitor:
         """Reader of the GPU's state."""
         return GpuMonitor(self.cuda.bus_id)
+
+    @cached_property
+    def _scratch(self) -> tempfile.TemporaryDirectory[str]:
+        return tempfile.TemporaryDirectory(prefix="perfpred-")
 
     @cached_property
     def threads(self) -> int:
@@ -150,8 +153,10 @@ class Worker:
         after = self.monitor.state()
         if unit.check_outputs:
             extra["outputs"] = _check_outputs(built.engine.outputs(), model)
-        if unit.layers and hasattr(built.engine, "layer_times"):
-            extra["layers"] = built.engine.layer_times(stream)
+        if unit.layers:
+            begin = clock()
+            extra.update(self._layers_gpu(built.engine, stream))
+            measurement.seconds["layers"] = round(clock() - begin, 4)
         flags = [*measurement.flags, *(["throttled"] if throttled(before, after) else [])]
         return {
             **_record(measurement, flags),
@@ -178,8 +183,19 @@ class Worker:
             optimisation=unit.optimisation,
             provider=options.pop("provider", "cuda"),
             options=options,
+            profile=Path(self._scratch.name) / "profile" if unit.layers and kernels.available() else None,
         )
-        return Built(engine=engine, facts={"provider_options": ort.provider_options(engine.session), "typing": "strong"})
+        return Built(
+            engine=engine, facts={"provider_options": ort.provider_options(engine.session), "typing": "strong"}
+        )
+
+    def _layers_gpu(self, engine: Any, stream: int) -> dict[str, Any]:
+        """Per-layer times where the runtime has them, kernels with their nodes where CUPTI is at hand."""
+        if hasattr(engine, "layer_times"):
+            return {"layers": engine.layer_times(stream)}
+        if not kernels.available():
+            return {}
+        return {"kernels": kernels.trace(self.cuda, engine, stream)}
 
     def _measure_cpu(self, unit: Unit, model: Path) -> dict[str, Any]:
         inputs = read_inputs(model)

@@ -109,6 +109,15 @@ class OnnxRuntimeEngine:
         """Submit one inference to the stream given at build time."""
         self.session.run_with_iobinding(self._binding, self._run_options)
 
+    @property
+    def profiling_start_ns(self) -> int:
+        """Zero of the session's own profile, nanoseconds since the epoch."""
+        return int(self.session.get_profiling_start_time_ns())
+
+    def end_profiling(self) -> str:
+        """Stop the session's own profile; return its file."""
+        return str(self.session.end_profiling())
+
     def outputs(self) -> dict[str, NDArray[Any]]:
         """Values of the outputs after the last run."""
         return {name: value.numpy() for name, value in self._outputs.items()}
