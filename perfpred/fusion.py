@@ -1,10 +1,11 @@
 """Which nodes an engine runs as one layer, predicted from the graph alone by small rules.
 
-Three kinds of rule act in turn on a network, each leaving groups that are free of cycles:
+Four kinds of rule act in turn on a network, each leaving groups that are free of cycles:
 
 * `Chain`: a pattern of words (see `labels`) along the consumers of a node, `conv bn? add? relu?`. Nodes join in
   topological order; the group ends where only its last node's output is read outside. So one pattern covers both
   straight chains and closed diamonds such as `x * sigmoid(x)`.
+* `Absorb`: a node that only one group reads joins that group.
 * `Siblings`: groups that start with the same kind of node on the same single input become one.
 * `Region`: what is left and allowed joins its neighbours into maximal connected regions. Two nodes join only if they
   are on the same level, the number of borders crossed from the inputs, which keeps regions free of cycles in one
@@ -30,6 +31,7 @@ from perfpred.network import Network
 #: Consumers of one tensor up to which a chain looks on; wider fan-outs are never fused vertically.
 _FAN_OUT: Final = 8
 _REDUCING: Final = frozenset({"reduction", "norm", "softmax"})
+_GATE: Final = frozenset({"gate"})
 _ABSORBING: Final = frozenset({"anchor", "bn", "bias"})
 
 
@@ -43,6 +45,7 @@ class Chain:
         source: Where the rule is documented or how it was observed.
         dtypes: Types of the first node's output it applies to; empty for all.
         resize: Whether joining nodes may change the number of elements.
+        operand: Of two products that a sum could join, `later` in the file or `first` operand takes it.
     """
 
     name: str
@@ -50,6 +53,7 @@ class Chain:
     source: str
     dtypes: tuple[str, ...] = ()
     resize: bool = False
+    operand: str = "later"
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -80,7 +84,17 @@ class Region:
     joins: tuple[tuple[str, str], ...] = ()
 
 
-Rule = Chain | Siblings | Region
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Absorb:
+    """Nodes not fused so far that match `pattern` join the group that alone reads them, where it starts with `into`."""
+
+    name: str
+    pattern: str
+    source: str
+    into: str = ""
+
+
+Rule = Chain | Absorb | Siblings | Region
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -164,7 +178,17 @@ class _Graph:
                 self.constant.append(i)
             for t in node.outputs:
                 writer[t.name] = i
+        for i, node in enumerate(nodes):
+            if "binary" in self.labels[i] and self._gates(node, self.producers[i]):
+                self.labels[i] |= _GATE
         self.returned = {writer[name] for name in outputs if name in writer}
+
+    def _gates(self, node: Node, producers: Sequence[int]) -> bool:
+        """Whether one operand is a function of the other alone, as in `x * sigmoid(x)`."""
+        operands = {t.name for t in node.activations}
+        return any(
+            len(self.nodes[p].activations) == 1 and self.nodes[p].activations[0].name in operands for p in producers
+        )
 
     def size(self, i: int) -> int:
         """Elements of a node's first output."""
@@ -186,6 +210,8 @@ def groups(network: Network, rules: RuleSet) -> list[Group]:
     for rule in rules.rules:
         if isinstance(rule, Siblings):
             units = _siblings(graph, units, rule)
+        elif isinstance(rule, Absorb):
+            units = _absorb(graph, units, rule)
         elif isinstance(rule, Region):
             units = _regions(graph, units, rule)
     units = _absorb_free(graph, units, frozenset(rules.free))
@@ -222,7 +248,7 @@ def _chains(graph: _Graph, rules: Sequence[Chain]) -> list[_Unit]:
         for rule, words in candidates:
             if rule.dtypes and graph.nodes[i].outputs[0].dtype not in rule.dtypes:
                 continue
-            found = _match(graph, taken, i, words, rule.resize)
+            found = _match(graph, taken, i, words, rule)
             if len(found) > 1 or len(found) == len(words):
                 members, name = found, rule.name
                 break
@@ -237,7 +263,7 @@ def _chains(graph: _Graph, rules: Sequence[Chain]) -> list[_Unit]:
     return [unit for _, unit in units]
 
 
-def _match(graph: _Graph, taken: Sequence[bool], start: int, words: Sequence[_Word], resize: bool) -> list[int]:
+def _match(graph: _Graph, taken: Sequence[bool], start: int, words: Sequence[_Word], rule: Chain) -> list[int]:
     """Longest closed group from `start` that the words allow; empty where they don't match."""
     members = [start]
     pending: set[int] = set()
@@ -258,16 +284,42 @@ def _match(graph: _Graph, taken: Sequence[bool], start: int, words: Sequence[_Wo
             step = step + 1 if words[step].optional else len(words)
         if step >= len(words) or taken[candidate]:
             break
-        if "anchor" in labels or resize:
+        if "anchor" in labels or rule.resize:
             size = graph.size(candidate)
         elif "pointwise" in labels and graph.size(candidate) != size:
             break
-        if any(p > last and p not in members and graph.absorbs(p) for p in graph.producers[candidate]):
+        others = [p for p in graph.producers[candidate] if p not in members and graph.absorbs(p)]
+        if rule.operand == "first":
+            others = [p for p in others if p == graph.producers[candidate][0] and len(graph.consumers[p]) == 1]
+        else:
+            others = [p for p in others if p > last]
+        if others:
             break
         members.append(candidate)
         pending.discard(candidate)
         at = step
     return members[:best]
+
+
+def _absorb(graph: _Graph, units: list[_Unit], rule: Absorb) -> list[_Unit]:
+    word, into = _word(rule.pattern), _word(rule.into) if rule.into else None
+    owner = _owners(graph, units)
+    gone = [False] * len(units)
+    for u in range(len(units) - 1, -1, -1):
+        unit = units[u]
+        only = unit.members[0]
+        if unit.rule or len(unit.members) > 1 or only in graph.returned or not word.matches(graph.labels[only]):
+            continue
+        readers = {owner[c] for c in graph.consumers[only]}
+        if len(readers) != 1:
+            continue
+        home = readers.pop()
+        if into is None or any(into.matches(graph.labels[m]) for m in units[home].members):
+            units[home].members.append(only)
+            units[home].rule = units[home].rule or rule.name
+            owner[only] = home
+            gone[u] = True
+    return [unit for unit, left in zip(units, gone, strict=True) if not left]
 
 
 def _siblings(graph: _Graph, units: list[_Unit], rule: Siblings) -> list[_Unit]:

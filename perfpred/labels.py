@@ -87,7 +87,29 @@ _PLAIN: Final[Mapping[str, str]] = {
     "Where": "where pointwise",
 }
 _UNARY: Final = frozenset(
-    "Abs Ceil Cos Sin Exp Floor Log Neg Not Reciprocal Round Sign Sqrt IsNaN IsInf Atan Acos Asin Cosh Sinh Tan".split()
+    [
+        "Abs",
+        "Ceil",
+        "Cos",
+        "Sin",
+        "Exp",
+        "Floor",
+        "Log",
+        "Neg",
+        "Not",
+        "Reciprocal",
+        "Round",
+        "Sign",
+        "Sqrt",
+        "IsNaN",
+        "IsInf",
+        "Atan",
+        "Acos",
+        "Asin",
+        "Cosh",
+        "Sinh",
+        "Tan",
+    ]
 )
 _BINARY: Final[Mapping[str, tuple[str, str]]] = {
     "Add": ("bias", "add"),
@@ -99,7 +121,9 @@ _BINARY: Final[Mapping[str, tuple[str, str]]] = {
     "Max": ("limit", "max"),
     "Sum": ("bias", "add"),
 }
-_COMPARE: Final = frozenset("Equal Greater GreaterOrEqual Less LessOrEqual And Or Xor Mod BitShift".split())
+_COMPARE: Final = frozenset(
+    ["Equal", "Greater", "GreaterOrEqual", "Less", "LessOrEqual", "And", "Or", "Xor", "Mod", "BitShift"]
+)
 _VIEWS: Final = frozenset({"Reshape", "Flatten", "Squeeze", "Unsqueeze"})
 _NOTHING: Final = frozenset({"Identity", "Dropout"})
 

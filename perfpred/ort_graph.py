@@ -21,7 +21,9 @@ from perfpred.errors import EngineFormatError
 from perfpred.network import Network
 
 #: Operators the optimiser inserts to change layout or type; the tensor they write is the one they read.
-_COPIES: Final = frozenset({"ReorderInput", "ReorderOutput", "MemcpyToHost", "MemcpyFromHost", "Cast", "Transpose", "Reshape"})
+_COPIES: Final = frozenset(
+    {"ReorderInput", "ReorderOutput", "MemcpyToHost", "MemcpyFromHost", "Cast", "Transpose", "Reshape"}
+)
 _KERNEL: Final = "_kernel_time"
 _BLOCKED: Final = "com.microsoft.nchwc"
 _FUSION_SUFFIX: Final = re.compile(r"/\w*Fusion/?$")

@@ -8,13 +8,24 @@ from __future__ import annotations
 
 from typing import Final
 
-from perfpred.fusion import Chain, Region, RuleSet, Siblings
+from perfpred.fusion import Absorb, Chain, Region, RuleSet, Siblings
 
 _GUIDE: Final = "NVIDIA TensorRT Developer Guide 8.x, Types of Fusions"
 _SEEN: Final = "TensorRT-RTX 1.7.1 build logs, SM86, fp16"
 _RECORDED: Final = "recorded TensorRT 8.x engines"
 _ORT: Final = "ONNX Runtime graph optimisations, onnxruntime.ai"
+_ORT_CPU: Final = "ONNX Runtime 1.31 optimised models, CPU provider"
+_ORT_CUDA: Final = "ONNX Runtime source, core/optimizer, CUDA provider"
 _ACT: Final = "relu|clip|leaky|sigmoid|tanh|elu|softplus|hardsigmoid|hardswish"
+
+_ATTENTION: Final = "matmul scale* bias* add|badd|sub|bsub|where* cast* softmax cast* matmul"
+
+_ORT_SHARED: Final = (
+    Chain(name="quick-gelu", pattern="sigmoid mul&gate", source=_ORT),
+    Chain(name="gelu", pattern="scale erf bias mul scale", source=_ORT),
+    Chain(name="gelu", pattern="scale scale erf bias mul", source=_ORT),
+    Chain(name="skip-layer-norm", pattern="add bias? layernorm|rmsnorm", source=_ORT),
+)
 
 TRIVIAL: Final = RuleSet(
     name="trivial",
@@ -27,13 +38,16 @@ TENSORRT: Final = RuleSet(
     name="tensorrt",
     borders=True,
     rules=(
-        Chain(name="pad-conv", pattern="pad conv bn? add? relu|clip?", source=_GUIDE, resize=True),
-        Chain(name="conv-residual-relu", pattern="conv bn? scale* bias* add relu|clip?", source=_GUIDE),
-        Chain(name="conv-activation", pattern="conv bn? scale* bias* relu|clip?", source=_GUIDE),
-        Chain(name="deconv-activation", pattern="deconv bn? scale* bias* relu|clip?", source=_GUIDE),
-        Chain(name="fc-activation", pattern="fc scale? bias? relu|clip?", source=_GUIDE),
-        Chain(name="bn-activation", pattern="bn relu|clip?", source=_GUIDE),
-        Region(name="pointwise", pattern="pointwise", source=_GUIDE),
+        Chain(name="pad-conv", pattern="pad conv bn? scale? bias? add? relu|clip? q?", source=_GUIDE, resize=True),
+        Chain(name="conv-residual", pattern="conv bn? scale? bias? add relu|clip? q?", source=_GUIDE),
+        Chain(name="conv-activation", pattern="conv bn? scale? bias? relu|clip? q?", source=_GUIDE),
+        Chain(name="deconv-activation", pattern="deconv bn? scale? bias? relu|clip? q?", source=_GUIDE),
+        Chain(name="attention", pattern=_ATTENTION, source=_GUIDE, resize=True),
+        Chain(name="fc-epilogue", pattern="fc pointwise&!broadcast*", source=_RECORDED),
+        Chain(name="scale-activation", pattern="bn relu|clip?", source=_GUIDE),
+        Chain(name="softmax-topk", pattern="softmax topk", source=_GUIDE),
+        Absorb(name="dequantise", pattern="dq", source=_RECORDED),
+        Region(name="pointwise", pattern="pointwise|layernorm|rmsnorm", source=_GUIDE),
     ),
 )
 
@@ -43,7 +57,7 @@ TENSORRT_RTX: Final = RuleSet(
     rules=(
         Chain(
             name="attention",
-            pattern="matmul scale* bias* add|badd|sub|bsub|where* softmax matmul",
+            pattern=_ATTENTION,
             source=_SEEN,
             resize=True,
         ),
@@ -58,8 +72,15 @@ TENSORRT_RTX: Final = RuleSet(
 ONNXRUNTIME: Final = RuleSet(
     name="onnxruntime",
     rules=(
-        Chain(name="conv-bn-activation", pattern=f"conv bn? scale? bias? add? {_ACT}?", source=_ORT),
+        Chain(
+            name="conv-activation",
+            pattern=f"conv bn? scale? bias? add? {_ACT}?",
+            source=_ORT_CPU,
+            operand="first",
+        ),
+        Chain(name="bn-activation", pattern="bn relu?", source=_ORT_CPU),
         Chain(name="fc-bias-activation", pattern=f"fc bias? {_ACT}?", source=_ORT),
+        *_ORT_SHARED,
     ),
     free=("nothing",),
 )
@@ -67,9 +88,17 @@ ONNXRUNTIME: Final = RuleSet(
 ONNXRUNTIME_CUDA: Final = RuleSet(
     name="onnxruntime-cuda",
     rules=(
-        Chain(name="conv-residual-relu", pattern="conv bn? scale? bias? add? relu?", source=_ORT, dtypes=("float32",)),
+        Chain(
+            name="conv-residual-relu",
+            pattern="conv bn? scale? bias? add relu",
+            source=_ORT_CUDA,
+            dtypes=("float32",),
+        ),
+        Chain(name="conv-relu", pattern="conv bn? scale? bias? relu", source=_ORT_CUDA, dtypes=("float32",)),
         Chain(name="conv-bn", pattern="conv bn? scale? bias?", source=_ORT),
         Chain(name="fc-bias", pattern="fc bias?", source=_ORT),
+        Chain(name="bias-softmax", pattern="badd|add softmax", source=_ORT_CUDA),
+        *_ORT_SHARED,
     ),
 )
 

@@ -99,7 +99,9 @@ def build_layer_dump(
     config.add_optimization_profile(profile)
     plan = builder.build_serialized_network(network, config)
     if plan is None:
-        raise BuildError(f"TensorRT-RTX can't build the network: {_one_line('; '.join(log.errors) or 'no reason given')}")
+        raise BuildError(
+            f"TensorRT-RTX can't build the network: {_one_line('; '.join(log.errors) or 'no reason given')}"
+        )
     if not log.layers:
         raise BuildError("TensorRT-RTX built the network but logged no layers; this version isn't supported")
     return log.layers
@@ -266,9 +268,7 @@ def _main() -> int:
         parser.add_argument(name)
     given = parser.parse_args()
     try:
-        dump = build_layer_dump(
-            given.onnx_path, precision=given.precision, compute_capability=given.compute_capability
-        )
+        dump = build_layer_dump(given.onnx_path, precision=given.precision, compute_capability=given.compute_capability)
     except (BuildError, RuntimeUnavailableError, UsageError) as error:
         sys.stdout.write(json.dumps({"kind": type(error).__name__, "message": str(error)}) + "\n")
         return 1
