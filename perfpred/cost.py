@@ -87,18 +87,19 @@ def network_cost(nodes: Iterable[Node]) -> Cost:
     return Cost(flops=flops, dram_bytes=dram_bytes, weight_bytes=weight_bytes, estimated=tuple(estimated))
 
 
-def group_cost(nodes: Sequence[Node], outputs: Collection[str]) -> Cost:
+def group_cost(nodes: Sequence[Node], outputs: Collection[str], traffic: Traffic | None = None) -> Cost:
     """Return the cost of nodes that run as one layer.
 
     Args:
         nodes: The group, in topological order.
         outputs: Names of the tensors that others read, or the network returns.
+        traffic: What `group_traffic` says of them, where that is known already.
 
     Returns:
         The sum of the nodes' FLOPs and the group's compulsory traffic, at the widths of the tensors' dtypes: a
         weight that passes through `DequantizeLinear` inside the group counts its stored integers.
     """
-    traffic = group_traffic(nodes, outputs)
+    traffic = traffic or group_traffic(nodes, outputs)
     weight_bytes = sum(size for tensor, size in traffic.reads.items() if tensor.constant)
     flops, estimated = 0, []
     for node in nodes:

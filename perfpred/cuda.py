@@ -25,7 +25,10 @@ _NON_BLOCKING: Final = 1
 _CAPTURE_RELAXED: Final = 2
 _RESOURCE_SM: Final = 1
 _NODE_TYPES: Final = {0: "kernel", 1: "memcpy", 2: "memset", 3: "host", 4: "graph", 5: "empty"}
-_ATTRIBUTE: Final = {"sm_count": 16, "l2_bytes": 38, "major": 75, "minor": 76}
+_ATTRIBUTE: Final = {
+    **{"clock_khz": 13, "sm_count": 16, "memory_clock_khz": 36, "bus_bits": 37, "l2_bytes": 38},
+    **{"major": 75, "minor": 76},
+}
 
 # One thread that watches the GPU's own clock: holds a stream busy without touching memory or other units.
 _SPIN_PTX: Final = b"""
@@ -113,7 +116,7 @@ class Cuda(ABC):
         self.call("cuCtxSetCurrent", self._context)
 
     def attribute(self, name: str) -> int:
-        """Device attribute: `sm_count`, `l2_bytes`, `major` or `minor` (compute capability)."""
+        """Device attribute: a key of `_ATTRIBUTE`; `major` and `minor` are the compute capability."""
         return int(self.call("cuDeviceGetAttribute", _ATTRIBUTE[name], self._handle))
 
     @property

@@ -40,14 +40,15 @@ def layer_from_nodes(
         rule: The fusion rule that made the group.
         kind: Kind where the caller knows better than the anchor (a decomposed normalisation, say).
     """
-    anchor = max(nodes, key=_weight)
+    anchor = max(nodes, key=_weight) if len(nodes) > 1 else nodes[0]
     attention = _attention_products(nodes)
     if attention is not None:
         kind, geometry = kind or "attention", _attention_geometry(*attention)
         anchor = attention[0]
     else:
         kind, geometry = kind or node_kind(anchor), node_geometry(anchor)
-    traffic, cost = group_traffic(nodes, outputs), group_cost(nodes, outputs)
+    traffic = group_traffic(nodes, outputs)
+    cost = group_cost(nodes, outputs, traffic)
     return Layer(
         name=name or " + ".join(node.name for node in nodes),
         kind=kind,
