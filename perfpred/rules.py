@@ -8,7 +8,7 @@ from __future__ import annotations
 
 from typing import Final
 
-from perfpred.fusion import Absorb, Chain, Region, RuleSet, Siblings
+from perfpred.patterns import Absorb, Chain, Region, RuleSet, Siblings
 
 _GUIDE: Final = "NVIDIA TensorRT Developer Guide 8.x, Types of Fusions"
 _SEEN: Final = "TensorRT-RTX 1.7.1 build logs, SM86, fp16"

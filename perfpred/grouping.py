@@ -1,0 +1,292 @@
+"""Passes that join the nodes of a network into groups free of cycles, each linear in the number of nodes."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Sequence
+from dataclasses import dataclass
+from heapq import heapify, heappop, heappush
+from typing import Final
+
+from perfpred.labels import Labels, labels_of
+from perfpred.layer import Node
+from perfpred.patterns import Absorb, Chain, Region, Siblings, Word, compile_pattern, compile_word
+
+#: Consumers of one tensor up to which a chain looks on; wider fan-outs are never fused vertically.
+_FAN_OUT: Final = 8
+_REDUCING: Final = frozenset({"reduction", "norm", "softmax"})
+_GATE: Final = frozenset({"gate"})
+_ABSORBING: Final = frozenset({"anchor", "bn", "bias"})
+
+
+class Graph:
+    """A network in indices: producers, consumers and words of every node."""
+
+    def __init__(self, nodes: Sequence[Node], outputs: Iterable[str]) -> None:
+        self.nodes = nodes
+        self.labels = [labels_of(node) for node in nodes]
+        self.producers: list[list[int]] = []
+        self.consumers: list[list[int]] = [[] for _ in nodes]
+        # A quantised weight is written by a node of its own, which belongs to whoever reads the weight.
+        self.constant: list[int] = []
+        writer: dict[str, int] = {}
+        for i, node in enumerate(nodes):
+            found: list[int] = []
+            live = False
+            for t in node.inputs:
+                if t is None:
+                    continue
+                live = live or not t.constant
+                p = writer.get(t.name)
+                if p is not None and p not in found:
+                    found.append(p)
+                    self.consumers[p].append(i)
+            self.producers.append(found)
+            if not live and node.inputs:
+                self.constant.append(i)
+            for t in node.outputs:
+                writer[t.name] = i
+        for i, node in enumerate(nodes):
+            if "binary" in self.labels[i] and self._gates(node, self.producers[i]):
+                self.labels[i] |= _GATE
+        self.returned = {writer[name] for name in outputs if name in writer}
+
+    def _gates(self, node: Node, producers: Sequence[int]) -> bool:
+        """Whether one operand is a function of the other alone, as in `x * sigmoid(x)`."""
+        operands = {t.name for t in node.activations}
+        return any(
+            len(self.nodes[p].activations) == 1 and self.nodes[p].activations[0].name in operands for p in producers
+        )
+
+    def size(self, i: int) -> int:
+        """Elements of a node's first output."""
+        return self.nodes[i].outputs[0].elements if self.nodes[i].outputs else 0
+
+    def absorbs(self, i: int) -> bool:
+        """Whether a node ends a product that may absorb what follows: of two operands the later one does."""
+        return not _ABSORBING.isdisjoint(self.labels[i])
+
+
+@dataclass(slots=True)
+class Unit:
+    """A group under way: the indices of its nodes and the rule that joined them."""
+
+    members: list[int]
+    rule: str
+
+
+def chain_units(graph: Graph, rules: Sequence[Chain]) -> list[Unit]:
+    """Groups made by the first chain that joins anything to each node; the other nodes alone."""
+    taken = [False] * len(graph.nodes)
+    attached: dict[int, list[int]] = {}
+    for i in reversed(graph.constant):
+        readers = graph.consumers[i]
+        if readers:
+            taken[i] = True
+            attached.setdefault(readers[0], []).extend([i, *attached.pop(i, ())])
+    compiled = [(rule, compile_pattern(rule.pattern)) for rule in rules]
+    by_labels: dict[Labels, list[tuple[Chain, tuple[Word, ...]]]] = {}
+    units: list[tuple[int, Unit]] = []
+    for i, labels in enumerate(graph.labels):
+        if taken[i]:
+            continue
+        candidates = by_labels.get(labels)
+        if candidates is None:
+            candidates = by_labels[labels] = [(r, words) for r, words in compiled if words[0].matches(labels)]
+        members, name = [i], ""
+        for rule, words in candidates:
+            if rule.dtypes and graph.nodes[i].outputs[0].dtype not in rule.dtypes:
+                continue
+            found = _match(graph, taken, i, words, rule)
+            if len(found) > 1 or len(found) == len(words):
+                members, name = found, rule.name
+                break
+        last = members[-1]
+        for m in tuple(members) if attached else members:
+            taken[m] = True
+            if m in attached:
+                members = [*members, *attached[m]]
+        units.append((last, Unit(members, name)))
+    # Only the last node of a chain is read outside, so the order of the last nodes is one in which groups can run.
+    units.sort(key=lambda pair: pair[0])
+    return [unit for _, unit in units]
+
+
+def _match(graph: Graph, taken: Sequence[bool], start: int, words: Sequence[Word], rule: Chain) -> list[int]:
+    """Longest closed group from `start` that the words allow; empty where they don't match."""
+    members = [start]
+    pending: set[int] = set()
+    at, best, size = 0, 0, graph.size(start)
+    while True:
+        last = members[-1]
+        if not pending and all(w.optional for w in words[at + 1 :]):
+            best = len(members)
+        if last in graph.returned:
+            break
+        pending.update(graph.consumers[last])
+        if not pending or len(pending) > _FAN_OUT:
+            break
+        candidate = min(pending)
+        labels = graph.labels[candidate]
+        step = at if words[at].repeated and words[at].matches(labels) else at + 1
+        while step < len(words) and not words[step].matches(labels):
+            step = step + 1 if words[step].optional else len(words)
+        if step >= len(words) or taken[candidate]:
+            break
+        if "anchor" in labels or rule.resize:
+            size = graph.size(candidate)
+        elif "pointwise" in labels and graph.size(candidate) != size:
+            break
+        others = [p for p in graph.producers[candidate] if p not in members and graph.absorbs(p)]
+        if rule.operand == "first":
+            others = [p for p in others if p == graph.producers[candidate][0] and len(graph.consumers[p]) == 1]
+        else:
+            others = [p for p in others if p > last]
+        if others:
+            break
+        members.append(candidate)
+        pending.discard(candidate)
+        at = step
+    return members[:best]
+
+
+def absorb_units(graph: Graph, units: list[Unit], rule: Absorb) -> list[Unit]:
+    """Units after lone nodes joined the only group that reads them."""
+    word, into = compile_word(rule.pattern), compile_word(rule.into) if rule.into else None
+    owner = _owners(graph, units)
+    gone = [False] * len(units)
+    for u in range(len(units) - 1, -1, -1):
+        unit = units[u]
+        only = unit.members[0]
+        if unit.rule or len(unit.members) > 1 or only in graph.returned or not word.matches(graph.labels[only]):
+            continue
+        readers = {owner[c] for c in graph.consumers[only]}
+        if len(readers) != 1:
+            continue
+        home = readers.pop()
+        if into is None or any(into.matches(graph.labels[m]) for m in units[home].members):
+            units[home].members.append(only)
+            units[home].rule = units[home].rule or rule.name
+            owner[only] = home
+            gone[u] = True
+    return [unit for unit, left in zip(units, gone, strict=True) if not left]
+
+
+def sibling_units(graph: Graph, units: list[Unit], rule: Siblings) -> list[Unit]:
+    """Units after those with equal heads on the same single input became one."""
+    word = compile_word(rule.pattern)
+    first_of: dict[tuple[int | str, Labels], Unit] = {}
+    kept: list[Unit] = []
+    merged = False
+    for unit in units:
+        head = min(unit.members)
+        if word.matches(graph.labels[head]):
+            inside = set(unit.members)
+            sources = {p for m in unit.members for p in graph.producers[m]} - inside
+            node = graph.nodes[head]
+            outside = {t.name for m in unit.members for t in graph.nodes[m].activations}
+            outside -= {t.name for m in unit.members for t in graph.nodes[m].outputs}
+            if len(sources) <= 1 and len(outside) == 1:
+                key = (node.activations[0].name, graph.labels[head])
+                twin = first_of.setdefault(key, unit)
+                if twin is not unit:
+                    twin.members.extend(unit.members)
+                    twin.rule = rule.name
+                    merged = True
+                    continue
+        kept.append(unit)
+    return _ordered(graph, kept) if merged else kept
+
+
+def region_units(graph: Graph, units: list[Unit], rule: Region) -> list[Unit]:
+    """Units after those a region allows were joined with their neighbours on the same level."""
+    word = compile_word(rule.pattern)
+    joins = tuple((compile_word(a), compile_word(b)) for a, b in rule.joins)
+    eligible = [all(word.matches(graph.labels[m]) for m in unit.members) for unit in units]
+    reducing = [any(_REDUCING.intersection(graph.labels[m]) for m in unit.members) for unit in units]
+    owner = _owners(graph, units)
+    level, depth = [0] * len(units), [0] * len(units)
+    sources: list[list[int]] = []
+    for u, unit in enumerate(units):
+        feeding = sorted({owner[p] for m in unit.members for p in graph.producers[m]} - {u})
+        sources.append(feeding)
+        for p in feeding:
+            joined = eligible[u] and eligible[p] and (not joins or _joins(graph, units[p], unit, joins))
+            level[u] = max(level[u], level[p] + (not joined))
+        depth[u] = max((depth[p] for p in feeding if level[p] == level[u]), default=0) + reducing[u]
+        if depth[u] > rule.reductions and reducing[u]:
+            level[u], depth[u] = level[u] + 1, 1
+    parent = list(range(len(units)))
+
+    def root(u: int) -> int:
+        while parent[u] != u:
+            parent[u] = parent[parent[u]]
+            u = parent[u]
+        return u
+
+    for u, feeding in enumerate(sources):
+        for p in feeding:
+            if eligible[u] and eligible[p] and level[p] == level[u]:
+                parent[root(u)] = root(p)
+    found: dict[int, Unit] = {}
+    for u, unit in enumerate(units):
+        kept = found.setdefault(root(u), unit)
+        if kept is not unit:
+            kept.members.extend(unit.members)
+            kept.rule = rule.name
+    return _ordered(graph, list(found.values())) if len(found) < len(units) else units
+
+
+def _joins(graph: Graph, producer: Unit, consumer: Unit, joins: Iterable[tuple[Word, Word]]) -> bool:
+    last, first = graph.labels[max(producer.members)], graph.labels[min(consumer.members)]
+    return any(a.matches(last) and b.matches(first) for a, b in joins)
+
+
+def _owners(graph: Graph, units: Sequence[Unit]) -> list[int]:
+    owner = [0] * len(graph.nodes)
+    for u, unit in enumerate(units):
+        for m in unit.members:
+            owner[m] = u
+    return owner
+
+
+def _ordered(graph: Graph, units: list[Unit]) -> list[Unit]:
+    """Units in an order in which they can run, close to that of the file."""
+    owner = _owners(graph, units)
+    waiting: list[int] = []
+    readers: list[list[int]] = [[] for _ in units]
+    for u, unit in enumerate(units):
+        feeding = {owner[p] for m in unit.members for p in graph.producers[m]} - {u}
+        waiting.append(len(feeding))
+        for p in feeding:
+            readers[p].append(u)
+    ready = [(min(units[u].members), u) for u, count in enumerate(waiting) if not count]
+    heapify(ready)
+    order: list[Unit] = []
+    while ready:
+        _, u = heappop(ready)
+        order.append(units[u])
+        for r in readers[u]:
+            waiting[r] -= 1
+            if not waiting[r]:
+                heappush(ready, (min(units[r].members), r))
+    if len(order) < len(units):
+        raise AssertionError("a fusion rule made groups that wait for each other")
+    return order
+
+
+def free_units(graph: Graph, units: list[Unit], free: Labels) -> list[Unit]:
+    """Units after those of free nodes alone joined the unit that computes their input."""
+    owner: dict[int, Unit] = {}
+    kept: list[Unit] = []
+    for unit in units:
+        home = unit
+        if all(free & graph.labels[m] for m in unit.members):
+            feeding = {id(owner[p]): owner[p] for m in unit.members for p in graph.producers[m] if p in owner}
+            if len(feeding) == 1:
+                home = feeding.popitem()[1]
+                home.members.extend(unit.members)
+        if home is unit:
+            kept.append(unit)
+        for m in unit.members:
+            owner[m] = home
+    return kept
