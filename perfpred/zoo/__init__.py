@@ -23,12 +23,14 @@ if TYPE_CHECKING:
 BUILDER_MODULES = (
     "vision",
     "language",
+    "perception",
     "detectors",
     "dense_detectors",
     "set_detectors",
     "classic",
     "faces",
     "segmentation",
+    "super_resolution",
     "restoration",
     "keypoints",
     "sequence",
@@ -79,9 +81,7 @@ def register(spec: NetworkSpec) -> NetworkSpec:
         raise ValueError(f"{spec.name}: lineage {spec.lineage!r} is not one of {sorted(LINEAGES)}")
     if FAMILY_LINEAGE.setdefault(spec.family, spec.lineage) != spec.lineage:
         known = FAMILY_LINEAGE[spec.family]
-        raise ValueError(
-            f"{spec.name}: family {spec.family!r} belongs to lineage {known!r}, not {spec.lineage!r}"
-        )
+        raise ValueError(f"{spec.name}: family {spec.family!r} belongs to lineage {known!r}, not {spec.lineage!r}")
     _SPECS[spec.name] = spec
     return spec
 
