@@ -32,6 +32,7 @@ from perfpred.unit import Unit, engine_id, engine_key, unit_to_json
 _PREPARE_TIMEOUT_S: Final = 600.0
 _START_TIMEOUT_S: Final = 120.0
 _CLOSE_TIMEOUT_S: Final = 10.0
+_PREFIX: Final = "perfpred-campaign-"
 
 
 class ChildLostError(MeasurementError):
@@ -158,6 +159,19 @@ def worker_command(target: str, *, device: int = 0, cuda: str = "auto", cores: s
     ]
 
 
+def _memory_folder() -> Path:
+    shared = Path("/dev/shm")
+    return shared if os.access(shared, os.W_OK) else Path(tempfile.gettempdir())
+
+
+def _remove_abandoned(parent: Path) -> None:
+    """Remove prepared models of campaigns that were killed."""
+    for folder in parent.glob(f"{_PREFIX}*"):
+        pid = folder.name[len(_PREFIX) :].partition("-")[0]
+        if pid.isdigit() and not Path(f"/proc/{pid}").exists():
+            shutil.rmtree(folder, ignore_errors=True)
+
+
 @dataclass
 class _Job:
     """Neighbouring units of a plan that share one prepared model."""
@@ -259,7 +273,10 @@ class Campaign:
         self._statuses = store.statuses()
         self._lock = threading.Lock()
         self._stop = threading.Event()
-        self._measured_all = threading.Event()
+        self._device: Mapping[str, Any] | None = None
+        self._not_started = 0
+        self._open_jobs = 0
+        self._errors: list[BaseException] = []
         self._begin = time.monotonic()
         self._jobs: queue.Queue[_Job] = queue.Queue()
         self._ready: queue.Queue[_Job | None] = queue.Queue()
@@ -273,15 +290,14 @@ class Campaign:
             OSError: Records can't be written; rows measured so far are safe.
             PerfpredError: No worker could be started.
         """
-        default = Path("/dev/shm")
-        parent = self._settings.scratch or (default if default.is_dir() else None)
-        with tempfile.TemporaryDirectory(prefix="perfpred-", dir=parent) as folder:
+        parent = self._settings.scratch or _memory_folder()
+        _remove_abandoned(parent)
+        with tempfile.TemporaryDirectory(prefix=f"{_PREFIX}{os.getpid()}-", dir=parent) as folder:
             self._queue_jobs(Path(folder))
             threads = [
                 *(threading.Thread(target=self._guarded, args=(self._prepare_loop, n)) for n in self._preparers()),
                 *(threading.Thread(target=self._guarded, args=(self._device_loop, n)) for n in self._devices()),
             ]
-            self._errors: list[BaseException] = []
             self._open_jobs = self._jobs.qsize()
             if not self._open_jobs:
                 return self.progress
@@ -384,9 +400,9 @@ class Campaign:
     def _device_loop(self, number: int) -> None:
         child = self._child(self._settings.commands[number], f"worker{number}")
         try:
-            device = child.ask(_START_TIMEOUT_S, op="hello")
-            with self._lock:
-                self._device = device
+            device = self._greet(child)
+            if device is None:
+                return
             begin = time.monotonic()
             while not self._out_of_time():
                 job = self._next_job()
@@ -406,6 +422,21 @@ class Campaign:
         finally:
             child.close(kill=self._stop.is_set())
 
+    def _greet(self, child: Child) -> Mapping[str, Any] | None:
+        """Device of a worker; None where it does not start while others do."""
+        try:
+            device: Mapping[str, Any] = child.ask(_START_TIMEOUT_S, op="hello")
+        except MeasurementError:
+            with self._lock:
+                self._not_started += 1
+                last = self._not_started == len(self._settings.commands)
+            if last:
+                raise
+            return None
+        with self._lock:
+            self._device = device
+        return device
+
     def _next_job(self) -> _Job | None:
         while not self._out_of_time():
             with contextlib.suppress(queue.Empty):
@@ -416,7 +447,7 @@ class Campaign:
         return engine_key(unit, graph=job.digest, device=device["device"], device_sms=device["sms"])
 
     def _known(self, unit: Unit, job: _Job) -> bool:
-        device = getattr(self, "_device", None)
+        device = self._device
         return device is not None and self._recorded(engine_id(self._key(unit, job, device)))
 
     def _recorded(self, identity: str) -> bool:

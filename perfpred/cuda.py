@@ -375,7 +375,9 @@ class CudaCtypes(Cuda):
     def invoke(self, name: str, *arguments: Any) -> tuple[int, tuple[Any, ...]]:
         """See `Cuda.invoke`."""
         function = getattr(self._library, self._EXPORTED.get(name, name))
-        given, passed, outputs = iter(arguments), [], []
+        given = iter(arguments)
+        passed: list[Any] = []
+        outputs: list[Any] = []
         for kind in self._SIGNATURES[name]:
             if kind == "N":
                 outputs.append(ctypes.create_string_buffer(256))

@@ -8,6 +8,7 @@ import os
 import platform
 import re
 import subprocess
+from collections.abc import Callable
 from functools import lru_cache
 from pathlib import Path
 from typing import Any, Final
@@ -194,8 +195,9 @@ class GpuMonitor:
         """Driver version and whether application clocks are locked, as far as the driver tells."""
         if self._handle is None:
             return {}
-        nvml, facts = self._nvml, {}
-        reads = {
+        nvml = self._nvml
+        facts: dict[str, Any] = {}
+        reads: dict[str, Callable[[], Any]] = {
             "driver": nvml.nvmlSystemGetDriverVersion,
             "max_sm_clock_hz": lambda: nvml.nvmlDeviceGetMaxClockInfo(self._handle, nvml.NVML_CLOCK_SM) * 1_000_000,
             "power_limit_w": lambda: nvml.nvmlDeviceGetEnforcedPowerLimit(self._handle) / 1000,

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import hashlib
 import importlib
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -156,9 +156,14 @@ def prepare(path: Path, *, precision: str, batch_size: int, folder: Path, seed: 
     if GRAPH_PRECISION[precision] == "int8":
         target = folder / "model_int8.onnx"
         quantize_dynamically(folder / "model.onnx", target)
-    with (folder / "inputs.npz").open("wb") as file:
-        np.savez(file, **make_inputs(model, seed))
+    save_arrays(folder / "inputs.npz", make_inputs(model, seed))
     return target
+
+
+def save_arrays(path: Path, arrays: Mapping[str, Any]) -> None:
+    """Write named arrays, uncompressed."""
+    with path.open("wb") as file:
+        np.savez(file, **arrays)
 
 
 def read_inputs(model_path: Path) -> dict[str, NDArray[Any]]:

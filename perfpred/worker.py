@@ -6,9 +6,11 @@ Everything that can crash, hang or leak lives here; the campaign that started it
 from __future__ import annotations
 
 import argparse
+import ctypes
 import hashlib
 import json
 import os
+import signal
 import sys
 import tempfile
 import time
@@ -26,9 +28,11 @@ from perfpred import kernels, measure
 from perfpred.cuda import Cuda, open_cuda
 from perfpred.environment import GpuMonitor, device_slug, host, physical_cores, throttled
 from perfpred.errors import PerfpredError, UsageError
-from perfpred.prepare import prepare, read_inputs
+from perfpred.prepare import prepare, read_inputs, save_arrays
 from perfpred.runtimes import onnxruntime as ort
 from perfpred.unit import Unit, unit_from_json
+
+_PR_SET_PDEATHSIG = 1
 
 Outputs = Mapping[str, NDArray[Any]]
 
@@ -104,13 +108,14 @@ class Worker:
         """Everything about host, device and versions that does not change between rows."""
         facts: dict[str, Any] = {**host(), **self.hello()}
         if self.target == "cpu":
-            return {**facts, "threads": self.threads, "cores": list(self.cores)}
+            return {**facts, "onnxruntime": ort.version(), "threads": self.threads, "cores": list(self.cores)}
         major, minor = self.cuda.attribute("major"), self.cuda.attribute("minor")
         return {
             **facts,
             **self.monitor.facts(),
             "cuda_backend": self.cuda.backend,
             "cuda_driver": self.cuda.driver_version,
+            "onnxruntime": ort.version(),
             "cudnn": ort.cudnn_version(),
             "compute_capability": f"{major}.{minor}",
         }
@@ -121,8 +126,7 @@ class Worker:
         if reference:
             base = prepare(Path(path), precision="fp32", batch_size=batch_size, folder=Path(folder) / "reference")
             engine = ort.build_cpu(base, read_inputs(base), threads=1)
-            with (Path(folder) / "reference.npz").open("wb") as file:
-                np.savez(file, **dict(engine.outputs()))
+            save_arrays(Path(folder) / "reference.npz", engine.outputs())
         return {"model": str(model)}
 
     def measure(self, *, unit: Mapping[str, Any], model: str) -> dict[str, Any]:
@@ -322,6 +326,9 @@ def main() -> None:
     parser.add_argument("--cuda", default="auto")
     parser.add_argument("--cores", default="")
     arguments = parser.parse_args()
+    if sys.platform == "linux":
+        # A worker that hangs must not outlive the campaign that would have killed it.
+        ctypes.CDLL(None).prctl(_PR_SET_PDEATHSIG, signal.SIGKILL)
     # Libraries print to standard output now and then: replies get a descriptor of their own.
     replies = os.fdopen(os.dup(1), "w")
     os.dup2(2, 1)

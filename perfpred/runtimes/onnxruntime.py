@@ -59,6 +59,14 @@ def _load_cuda_libraries() -> None:
                 ctypes.CDLL(str(path), ctypes.RTLD_GLOBAL)
 
 
+def version() -> str | None:
+    """Version of the ONNX Runtime in use; None where none is installed."""
+    try:
+        return str(importlib.import_module("onnxruntime").__version__)
+    except ImportError:
+        return None
+
+
 def cudnn_version() -> str | None:
     """Version of the cuDNN library in this process, `9.10.2`; None where none is loaded."""
     try:
