@@ -1,0 +1,58 @@
+"""A measuring process without a device: answers like perfpred.worker, and misbehaves where a network's name says so."""
+
+from __future__ import annotations
+
+import json
+import os
+import signal
+import sys
+import time
+from pathlib import Path
+
+
+def measure(unit: dict, model: str) -> dict:
+    name = unit["network"]
+    time.sleep(float(os.environ.get("FAKE_ROW_S", "0.002")))
+    if "crash" in name:
+        os.kill(os.getpid(), signal.SIGKILL)
+    if "hang" in name:
+        time.sleep(600)
+    if "refused" in name:
+        raise RuntimeError("operator Frobnicate is not supported")
+    return {
+        "latency_kind": "gpu_compute",
+        "latency_s": 1e-3 * unit.get("batch_size", 1),
+        "samples_s": [1e-3] * 5,
+        "flags": [],
+        "process": os.getpid(),
+        "model": Path(model).read_text(),
+    }
+
+
+def prepare(path: str, precision: str, batch_size: int, folder: str, reference: bool) -> dict:
+    Path(folder).mkdir(parents=True, exist_ok=True)
+    if "unreadable" in path:
+        raise ValueError("not an ONNX file")
+    model = Path(folder) / "model.onnx"
+    model.write_text(f"{Path(path).stem} {precision} {batch_size}")
+    return {"model": str(model)}
+
+
+def main() -> None:
+    for line in sys.stdin:
+        request = json.loads(line)
+        operation = request.pop("op")
+        try:
+            if operation == "hello":
+                value = {"device": "fake-gpu", "device_name": "Fake", "sms": 132}
+            else:
+                value = {"measure": measure, "prepare": prepare}[operation](**request)
+            reply = {"ok": True, "value": value}
+        except Exception as error:  # noqa: BLE001 - as the real worker
+            described = {"class": type(error).__name__, "message": str(error)}
+            reply = {"ok": False, "error": described, "fatal": "fatal" in str(request)}
+        sys.stdout.write(json.dumps(reply) + "\n")
+        sys.stdout.flush()
+
+
+main()
