@@ -1,0 +1,426 @@
+"""The trained thing a user loads: ONNX in, latency with interval out."""
+
+from __future__ import annotations
+
+import json
+import os
+import shutil
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field, replace
+from pathlib import Path
+from typing import Any, Final
+
+import numpy as np
+import onnx
+import pandas as pd
+from sklearn.model_selection import GroupKFold
+
+from perfpred import __version__
+from perfpred.calibration import Offsets, Residuals
+from perfpred.contrast import Contrast
+from perfpred.cost import network_cost
+from perfpred.dataset import Dataset, engine_frame
+from perfpred.device import Device, load_device
+from perfpred.errors import DatasetError, FormatError, UsageError
+from perfpred.features import bound_s, engine_features
+from perfpred.instances import device_of, layer_instances
+from perfpred.layer import PRECISIONS
+from perfpred.lowering import rules_for, structure_frame
+from perfpred.network import Network, load_network
+from perfpred.prediction import LayerPrediction, Prediction
+from perfpred.stages import EngineStage, LayerStage
+
+FORMAT: Final = "perfpred.predictor"
+VERSION: Final = 1
+#: Time of a kernel that does nothing, where the device file states none; it only labels layers as launch-bound.
+_LAUNCH_S: Final = 3e-6
+
+
+@dataclass
+class LatencyPredictor:
+    """Post-optimisation latency of networks on devices.
+
+    Attributes:
+        name: What predictions call it.
+        level: Layers it reads: `fused`, or `node` and `builder` for ablations.
+        drop: Feature groups left out, for ablations.
+        seed: Of every random choice.
+        folds: Groups of lineages for the held-out residuals behind the intervals; 0 leaves intervals out.
+    """
+
+    name: str = "perfpred"
+    level: str = "fused"
+    drop: Sequence[str] = ()
+    seed: int = 0
+    folds: int = 5
+    layer_stage_: LayerStage = field(default_factory=LayerStage)
+    engine_stage_: EngineStage = field(default_factory=EngineStage)
+    offsets_: Offsets = field(default_factory=Offsets)
+    residuals_: Residuals = field(default_factory=Residuals)
+    contrast_: Contrast = field(default_factory=Contrast)
+    facts_: dict[str, Any] = field(default_factory=dict)
+
+    # --- learning ---
+
+    def fit(self, dataset: Dataset) -> LatencyPredictor:
+        """Learns from every good engine of a dataset of one runtime.
+
+        Raises:
+            DatasetError: There is nothing to learn from, or runtimes are mixed.
+        """
+        engines = dataset.good.reset_index(drop=True)
+        runtimes = sorted(engines["runtime"].dropna().unique())
+        if len(engines) < 4:
+            raise DatasetError(f"{len(engines)} measured engines are too few to train on; collect at least 4")
+        if len(runtimes) != 1:
+            raise DatasetError(f"a predictor is of one runtime, the dataset has {', '.join(runtimes)}; train one each")
+        instances = layer_instances(engines, dataset.layers_at(self.level))
+        times = _layer_times(instances, engines, dataset)
+        self._fit_stages(engines, instances, times)
+        self.contrast_ = Contrast().fit(engines, layer_instances(engines, dataset.layers_at("node")))
+        if self.folds:
+            self.residuals_ = Residuals().fit(engines, np.log(engines["latency_s"] / self.out_of_fold(dataset)))
+        features = engine_features(instances, self.layer_stage_.predict(instances))
+        self.facts_ = {
+            "runtime": runtimes[0],
+            "cells": _cells(engines),
+            "hosts": _hosts(engines),
+            "ranges": {c: [float(features[c].min()), float(features[c].max())] for c in features},
+            "n_engines": len(engines),
+            "n_networks": int(engines["network"].nunique()),
+            "dataset": dataset.digest(),
+        }
+        return self
+
+    def _fit_stages(self, engines: pd.DataFrame, instances: pd.DataFrame, times: np.ndarray) -> None:
+        latency = engines["latency_s"].to_numpy(float)
+        self.offsets_ = Offsets()
+        reference = latency
+        for _ in range(2):  # offsets are read off the residuals of stages fitted without them, then both once more
+            self.layer_stage_ = LayerStage(self.drop, self.seed).fit(instances, reference, times)
+            layer_s = self.layer_stage_.predict(instances)
+            self.engine_stage_ = EngineStage(self.drop, self.seed).fit(instances, layer_s, reference)
+            if not Offsets.needed(engines):
+                break
+            made = self.engine_stage_.predict(instances, layer_s)
+            self.offsets_ = self.offsets_.updated(engines, np.log(latency / self.offsets_.apply(engines, made)))
+            reference = latency / np.exp(self.offsets_.of(engines))
+
+    def out_of_fold(self, dataset: Dataset) -> np.ndarray:
+        """Latency of each good engine by predictors that never saw its lineage, seconds; shape (n_good,)."""
+        engines = dataset.good.reset_index(drop=True)
+        instances = layer_instances(engines, dataset.layers_at(self.level))
+        times = _layer_times(instances, engines, dataset)
+        groups = _groups(engines)
+        made = np.full(len(engines), np.nan)
+        folds = min(self.folds or 5, groups.nunique())
+        if folds < 2:
+            raise DatasetError("intervals need networks of at least two families; collect more, or train with folds=0")
+        for train, test in GroupKFold(folds).split(engines, groups=groups):
+            part = replace(self, folds=0)
+            kept = engines.iloc[train].reset_index(drop=True)
+            inside, position = _select(instances, train)
+            part._fit_stages(kept, position, times[inside])
+            _, asked = _select(instances, test)
+            made[test] = part._latencies(engines.iloc[test].reset_index(drop=True), asked)
+        return made
+
+    # --- answering ---
+
+    def _latencies(self, engines: pd.DataFrame, instances: pd.DataFrame) -> np.ndarray:
+        layer_s = self.layer_stage_.predict(instances)
+        return self.offsets_.apply(engines, self.engine_stage_.predict(instances, layer_s))
+
+    def predict_engines(self, engines: pd.DataFrame, layers: pd.DataFrame) -> np.ndarray:
+        """Latency of dataset rows, seconds; shape (n_engines,)."""
+        return self._latencies(engines, layer_instances(engines, layers[layers["level"] == self.level]))
+
+    def predict(
+        self,
+        source: str | Path | onnx.ModelProto | Network,
+        *,
+        device: str | Device,
+        mode: str | None = None,
+        sm_count: int | None = None,
+        precision: str | None = None,
+        batch_size: int | None = None,
+        inputs: Mapping[str, Sequence[int]] | None = None,
+        latency_kind: str | None = None,
+        budget_s: float | None = None,
+        level: float = 0.9,
+    ) -> Prediction:
+        """Predicts the latency of a network on a device.
+
+        Args:
+            source: ONNX file, model, or a network already loaded.
+            device: Slug, or a specification.
+            mode: Power mode of the device.
+            sm_count: Partition of a data-centre GPU.
+            precision: Of the build; by default fp16 on GPUs where the graph is float, else the graph's own.
+            batch_size: First dimension of the inputs; by default the graph's own, or 1.
+            inputs: Full input shapes by name.
+            latency_kind: What the latency contains; by default gpu_compute, `cpu` on a CPU.
+            budget_s: Time to meet, seconds.
+            level: Of the interval.
+
+        Raises:
+            NetworkError: The network can't be read or bound.
+            UsageError: An argument can't be used.
+        """
+        if not 0 < level < 1:
+            raise UsageError(f"level {level} is not between 0 and 1; give --level 0.9, say")
+        spec = device if isinstance(device, Device) else self._device(device, mode, sm_count)
+        network = source if isinstance(source, Network) else load_network(source, batch_size=batch_size, inputs=inputs)
+        on_cpu = spec.kind == "cpu"
+        built = precision or default_precision(network, on_cpu=on_cpu)
+        if built not in PRECISIONS:
+            raise UsageError(f"precision '{built}' is unknown; give one of {', '.join(PRECISIONS)}")
+        runtime = self.facts_["runtime"]
+        kind = latency_kind or ("cpu" if on_cpu else "gpu_compute")
+        frame = structure_frame(network, precision=built, rules=rules_for(runtime, on_cpu=on_cpu), structure="asked")
+        engine = engine_frame(
+            [
+                {
+                    "engine_id": "asked",
+                    "structure": "asked",
+                    "device": spec.slug,
+                    "mode": spec.mode,
+                    "sm_count": spec.sm_count,
+                    "device_json": json.dumps(spec.to_dict()),
+                    "runtime": runtime,
+                    "precision": built,
+                    "batch_size": network.batch_size,
+                    "latency_kind": kind,
+                }
+            ]
+        )
+        fused = frame[frame["level"] == self.level].reset_index(drop=True)
+        instances = layer_instances(engine, fused)
+        layer_s = self.layer_stage_.predict(instances)
+        latency = float(self._latencies(engine, instances)[0])
+        outside = self._outside(engine_features(instances, layer_s))
+        interval, within = self.residuals_.of(engine, latency, level, budget_s, stretched=bool(outside))
+        nodes = layer_instances(engine, frame[frame["level"] == "node"])
+        unknown = network_cost(network.nodes).estimated
+        return Prediction(
+            network=str(source) if isinstance(source, (str, Path)) else network.name,
+            device=spec.slug,
+            mode=spec.mode,
+            sm_count=spec.sm_count,
+            runtime=runtime,
+            precision=built,
+            batch_size=network.batch_size,
+            latency_s=latency,
+            interval_s=interval,
+            level=level,
+            latency_kind=kind,
+            predictor=self.name,
+            basis="measured device" if self.covers(spec.slug) else "specification only",
+            extrapolates=outside,
+            baselines_s={name: float(t[0]) for name, t in self.contrast_.predict(engine, nodes).items()},
+            p_within_budget=within,
+            layers=_layer_predictions(instances, layer_s, latency, spec),
+            warnings=[f"no cost rule for {op}: counted by its bytes alone" for op in unknown],
+        )
+
+    def _device(self, slug: str, mode: str | None, sm_count: int | None) -> Device:
+        """The specification of a device; a host that training rows came from is known by its own."""
+        hosts = self.facts_.get("hosts", {})
+        if slug in hosts and slug != "cpu":
+            return Device.from_dict(hosts[slug])
+        return load_device(slug, mode=mode, sm_count=sm_count)
+
+    def covers(self, slug: str) -> bool:
+        """Whether rows of this device were among the training rows."""
+        return slug in self.facts_.get("cells", {})
+
+    def _outside(self, features: pd.DataFrame) -> list[str]:
+        """Features of one engine that lie outside the range of training, beyond a tenth of its width."""
+        found = []
+        for column, (low, high) in self.facts_.get("ranges", {}).items():
+            value = float(features[column].iloc[0])
+            slack = 0.1 * max(high - low, 0.5)
+            if not low - slack <= value <= high + slack:
+                found.append(column)
+        return found
+
+    # --- on disk ---
+
+    def save(self, folder: str | Path) -> None:
+        """Writes `manifest.json` and the trees; the folder appears whole or not at all."""
+        path = Path(folder)
+        partial = path.with_name(path.name + ".partial")
+        shutil.rmtree(partial, ignore_errors=True)
+        partial.mkdir(parents=True)
+        manifest = {
+            "format": FORMAT,
+            "version": VERSION,
+            "perfpred": __version__,
+            "name": path.name,
+            "level": self.level,
+            "drop": list(self.drop),
+            "seed": self.seed,
+            "layer_stage": self.layer_stage_.save(partial),
+            "engine_stage": self.engine_stage_.save(partial),
+            "offsets": self.offsets_.to_dict(),
+            "residuals": self.residuals_.to_dict(),
+            "contrast": self.contrast_.to_dict(),
+            "facts": self.facts_,
+        }
+        (partial / "manifest.json").write_text(json.dumps(manifest, indent=1))
+        if path.exists():
+            _read_manifest(path)  # only a predictor is ever replaced
+            shutil.rmtree(path)
+        os.replace(partial, path)
+
+    @classmethod
+    def load(cls, folder: str | Path) -> LatencyPredictor:
+        """Reads a predictor; nothing in it is executed.
+
+        Raises:
+            FormatError: The folder holds no predictor, a damaged one, or one of another version.
+        """
+        path = Path(folder)
+        manifest = _read_manifest(path)
+        try:
+            drop = tuple(manifest["drop"])
+            return cls(
+                name=manifest["name"],
+                level=manifest["level"],
+                drop=drop,
+                seed=manifest["seed"],
+                layer_stage_=LayerStage.load(path, manifest["layer_stage"], drop),
+                engine_stage_=EngineStage.load(path, manifest["engine_stage"], drop),
+                offsets_=Offsets.from_dict(manifest["offsets"]),
+                residuals_=Residuals.from_dict(manifest["residuals"]),
+                contrast_=Contrast.from_dict(manifest["contrast"]),
+                facts_=manifest["facts"],
+            )
+        except (KeyError, TypeError, ValueError) as error:
+            raise FormatError(
+                f"{path / 'manifest.json'}: lacks or garbles {error}; train the predictor again"
+            ) from error
+
+
+_SHOWN_LAYER: Final = ["name", "kind", "onnx_nodes", "flops", "dram_bytes", "rule"]
+
+
+def default_precision(network: Network, *, on_cpu: bool) -> str:
+    """fp16 on a GPU where the graph is float32, else the graph's own."""
+    own = network.precision
+    return "fp16" if own == "fp32" and not on_cpu else own
+
+
+def _read_manifest(path: Path) -> dict[str, Any]:
+    file = path / "manifest.json"
+    try:
+        manifest = json.loads(file.read_text())
+    except OSError as error:
+        raise FormatError(
+            f"{path}: holds no manifest.json; name the folder that `perfpred train --out` wrote"
+        ) from error
+    except ValueError as error:
+        raise FormatError(f"{file}: is not JSON; copy the predictor again, or train it again") from error
+    if not isinstance(manifest, dict) or manifest.get("format") != FORMAT:
+        raise FormatError(f"{file}: is no {FORMAT}; name the folder that `perfpred train --out` wrote")
+    if manifest.get("version") != VERSION:
+        raise FormatError(
+            f"{file}: is {FORMAT} version {manifest.get('version')}; this perfpred reads {VERSION}. "
+            "Upgrade perfpred, or train the predictor again."
+        )
+    return manifest
+
+
+def _groups(engines: pd.DataFrame) -> pd.Series[str]:
+    """Lineage where known, else family, else the network itself."""
+    lineage = engines["lineage"].where(engines["lineage"].notna(), engines["family"])
+    grouped = lineage.where(lineage.notna(), engines["network"])
+    return grouped if grouped.nunique() >= 5 else engines["family"].fillna(engines["network"])
+
+
+def _select(instances: pd.DataFrame, rows: np.ndarray) -> tuple[np.ndarray, pd.DataFrame]:
+    """Instances of some engines, renumbered by their position in `rows`; also where they stood."""
+    position = pd.Series(np.arange(len(rows)), index=rows)
+    new = instances["row"].map(position)
+    inside = np.flatnonzero(new.notna().to_numpy())
+    part = instances.iloc[inside].assign(row=new.iloc[inside].astype(int).to_numpy())
+    order = np.argsort(part["row"].to_numpy(), kind="stable")
+    return inside[order], part.iloc[order].reset_index(drop=True)
+
+
+def _layer_times(instances: pd.DataFrame, engines: pd.DataFrame, dataset: Dataset) -> np.ndarray:
+    """Measured time of each layer instance where one layer's nodes were timed together, else NaN."""
+    made = np.full(len(instances), np.nan)
+    alone = engines["latency_kind"].eq("layer").to_numpy()
+    if alone.any():
+        lone = alone[instances["row"].to_numpy()]
+        made[lone] = engines["latency_s"].to_numpy(float)[instances["row"].to_numpy()[lone]]
+    if len(dataset.times):
+        summed = _summed_times(instances, engines["engine_id"], dataset.times)
+        made = np.where(np.isfinite(summed), summed, made)
+    return made
+
+
+def _summed_times(instances: pd.DataFrame, engine_ids: pd.Series[str], times: pd.DataFrame) -> np.ndarray:
+    """Time of each layer instance: the sum over what the runtime timed of its nodes.
+
+    A timed unit whose nodes lie in several layers says nothing of either, so those layers stay NaN, as do layers
+    of which nothing was timed. Shape (n_layers,), seconds.
+    """
+    timed = times.explode("onnx_nodes")[["engine_id", "onnx_nodes", "time_s"]].dropna()
+    timed = timed.rename_axis("unit").reset_index().rename(columns={"onnx_nodes": "node"})
+    rows = np.flatnonzero(engine_ids.isin(set(timed["engine_id"])))
+    inside = np.flatnonzero(instances["row"].isin(rows))
+    owned = pd.DataFrame(
+        {
+            "layer": inside,
+            "engine_id": engine_ids.to_numpy()[instances["row"].to_numpy()[inside]],
+            "node": instances["onnx_nodes"].to_numpy()[inside],
+        }
+    ).explode("node")
+    pairs = timed.merge(owned, on=["engine_id", "node"])[["unit", "layer", "time_s"]].drop_duplicates(["unit", "layer"])
+    shared = pairs["unit"].duplicated(keep=False)
+    made = np.full(len(instances), np.nan)
+    alone = pairs[~shared].groupby("layer")["time_s"].sum()
+    made[alone.index.to_numpy(int)] = alone.to_numpy()
+    made[pairs.loc[shared, "layer"].to_numpy(int)] = np.nan
+    return made
+
+
+def _cells(engines: pd.DataFrame) -> dict[str, dict[str, int]]:
+    """Number of training rows by device and `precision/latency kind`."""
+    made: dict[str, dict[str, int]] = {}
+    for (device, precision, kind), rows in engines.groupby(["device", "precision", "latency_kind"]):
+        made.setdefault(str(device), {})[f"{precision}/{kind}"] = len(rows)
+    return made
+
+
+def _hosts(engines: pd.DataFrame) -> dict[str, Any]:
+    """Specification of each training device that came with its own."""
+    own = engines[engines["device_json"].notna()].drop_duplicates("device")
+    return {str(e["device"]): device_of(dict(e)).to_dict() for _, e in own.iterrows()}
+
+
+def _layer_predictions(
+    instances: pd.DataFrame, layer_s: np.ndarray, latency_s: float, device: Device
+) -> list[LayerPrediction]:
+    """Layers with times that add up to the engine's latency."""
+    bound = bound_s(instances)
+    launch = device.launch_s or _LAUNCH_S
+    share = layer_s / layer_s.sum()
+    limit = np.where(
+        bound["roofline_s"] < launch, "launch", np.where(bound["compute_s"] >= bound["memory_s"], "compute", "memory")
+    )
+    return [
+        LayerPrediction(
+            name=str(row["name"]),
+            kind=str(row["kind"]),
+            onnx_nodes=list(row["onnx_nodes"]),
+            time_s=float(latency_s * share[i]),
+            flops=int(row["flops"]),
+            dram_bytes=int(row["dram_bytes"]),
+            bound=str(limit[i]),
+            rule=str(row["rule"] or ""),
+        )
+        for i, row in enumerate(instances[_SHOWN_LAYER].to_dict("records"))
+    ]
