@@ -333,22 +333,34 @@ def _cast(source: str, target: str, dtype: int) -> NodeProto:
     return onnx.helper.make_node("Cast", [source], [target], name=target, to=dtype)
 
 
+def _float32_inputs(node: NodeProto) -> range | tuple[int, ...]:
+    if node.op_type in _FLOAT32_OPERATORS:
+        return range(len(node.input))
+    return tuple(index for index in _FLOAT32_INPUTS.get(node.op_type, ()) if index < len(node.input))
+
+
 def _halve_graph(graph: GraphProto, float_types: dict[str, int] | None = None) -> None:
     """Convert a graph in place. `float_types` holds the original element type of every tensor of the main graph."""
     types = float_types or {}
     for value in [*graph.input, *graph.output, *graph.value_info]:
         _halve_value(value)
+    # Constants that only inputs of float32 read stay as they are; other such inputs get a cast.
+    uses = [(name, index in _float32_inputs(node)) for node in graph.node for index, name in enumerate(node.input)]
+    kept = {name for name, wide in uses if wide} - {name for name, wide in uses if not wide}
     for tensor in graph.initializer:
-        tensor.CopyFrom(_half(tensor))
+        if tensor.name not in kept:
+            tensor.CopyFrom(_half(tensor))
+    constants = {node.output[0] for node in graph.node if node.op_type == "Constant"}
+    constants |= {tensor.name for tensor in graph.initializer}
     nodes: list[NodeProto] = []
     for node in graph.node:
-        _halve_attributes(node)
-        kept = range(len(node.input)) if node.op_type in _FLOAT32_OPERATORS else _FLOAT32_INPUTS.get(node.op_type, ())
-        for index in kept:
-            if index < len(node.input) and types.get(node.input[index]) == TensorProto.FLOAT:
-                widened = f"{node.output[0]}_float_{index}"
-                nodes.append(_cast(node.input[index], widened, TensorProto.FLOAT))
-                node.input[index] = widened
+        if not (node.op_type == "Constant" and node.output[0] in kept):
+            _halve_attributes(node)
+        for index in _float32_inputs(node):
+            name = node.input[index]
+            if types.get(name) == TensorProto.FLOAT and not (name in kept and name in constants):
+                node.input[index] = f"{node.output[0]}_float_{index}"
+                nodes.append(_cast(name, node.input[index], TensorProto.FLOAT))
         nodes.append(node)
         if node.op_type in _FLOAT32_OPERATORS:
             for index, name in enumerate(node.output):

@@ -9,10 +9,13 @@ from __future__ import annotations
 
 import argparse
 import csv
+import fcntl
+import os
 import sys
 import time
 from collections.abc import Iterator
 from concurrent.futures import ProcessPoolExecutor
+from contextlib import contextmanager
 from dataclasses import asdict, fields, replace
 from fnmatch import fnmatchcase
 from pathlib import Path
@@ -31,6 +34,9 @@ from perfpred.corpus import (
     read_table,
     write_table,
 )
+from perfpred.cost import network_cost
+from perfpred.errors import NetworkError, PerfpredError
+from perfpred.network import load_network
 from perfpred.zoo import NetworkSpec, specs
 from perfpred.zoo.check import CheckResult, check
 
@@ -60,48 +66,79 @@ def _row(spec: NetworkSpec, model: ModelProto) -> CorpusNetwork:
         params=0,
         split="",
     )
-    return described(model, row)
+    return replace(described(model, row), gflops=_gflops(model))
+
+
+def _add(folder: Path, row: CorpusNetwork, model: ModelProto, *, checked: bool) -> str:
+    """Write a network's graph and row, or its name beside the row of the same structure; returns what was done.
+
+    The table is read again under a lock, so that builds of different networks can run side by side.
+
+    Raises:
+        NetworkError: the graph is too large, or it fails the check.
+    """
+    data = zstandard.ZstdCompressor(level=19).compress(model.SerializeToString())
+    if len(data) > _LARGEST_GRAPH_BYTES:
+        raise NetworkError(f"compressed graph of {len(data)} bytes, more than {_LARGEST_GRAPH_BYTES}")
+    if checked and (error := check(model, row.name).error):
+        raise NetworkError(error)
+    table = folder / TABLE
+    with _locked(folder / GRAPHS):
+        rows = {known.id: known for known in _rows(folder)}
+        known = rows.get(row.id)
+        if known is not None:
+            rows[row.id] = replace(known, aliases=tuple({*known.aliases, row.name}))
+            done = f"same structure as {known.name}"
+        else:
+            rows[row.id] = row
+            (folder / GRAPHS / f"{row.name}{GRAPH_SUFFIX}").write_bytes(data)
+            done = f"{row.nodes} nodes, {len(data)} bytes"
+        write_table(rows.values(), table)
+    return done
+
+
+@contextmanager
+def _locked(folder: Path) -> Iterator[None]:
+    lock = os.open(folder, os.O_RDONLY)
+    try:
+        fcntl.flock(lock, fcntl.LOCK_EX)
+        yield
+    finally:
+        os.close(lock)
+
+
+def _rows(folder: Path) -> list[CorpusNetwork]:
+    table = folder / TABLE
+    return read_table(table) if table.exists() else []
 
 
 def build(selection: str, folder: Path, *, limit: int | None, checked: bool) -> int:
-    """Add every selected network that the table lacks; returns the number of failures, printed one a line."""
+    """Add every selected network that the table lacks; returns the number of failures, reported one a line."""
     from perfpred.zoo.export import export
 
-    table = folder / TABLE
     (folder / GRAPHS).mkdir(parents=True, exist_ok=True)
-    rows = {row.name: row for row in read_table(table)} if table.exists() else {}
-    by_id = {row.id: row.name for row in rows.values()}
-    known = {name for row in rows.values() for name in (row.name, *row.aliases)}
     failures = added = 0
     for spec in _selected(selection):
-        if spec.name in known or added == limit:
+        if added == limit:
+            break
+        if any(spec.name in (row.name, *row.aliases) for row in _rows(folder)):
             continue
         started = time.perf_counter()
         try:
             model = export(spec)
-        except Exception as error:  # one network that can't be exported must not stop the rest
+            done = _add(folder, _row(spec, model), model, checked=checked)
+        except Exception as error:  # noqa: BLE001 (one network that fails must not stop the rest)
             failures += 1
-            print(f"{spec.name}: export failed: {' '.join(str(error).split())[:200]}", flush=True)
+            _say(f"{spec.name}: failed: {type(error).__name__}: {' '.join(str(error).split())[:200]}")
             continue
-        row = _row(spec, model)
-        if row.id in by_id:
-            original = rows[by_id[row.id]]
-            rows[original.name] = replace(original, aliases=(*original.aliases, spec.name))
-            note = f"same structure as {original.name}"
-        else:
-            data = zstandard.ZstdCompressor(level=19).compress(model.SerializeToString())
-            error = check(model, spec.name).error if checked else ""
-            if error or len(data) > _LARGEST_GRAPH_BYTES:
-                failures += 1
-                print(f"{spec.name}: {error or f'graph of {len(data)} bytes'}", flush=True)
-                continue
-            (folder / GRAPHS / f"{spec.name}{GRAPH_SUFFIX}").write_bytes(data)
-            rows[spec.name], by_id[row.id] = row, spec.name
-            note = f"{row.nodes} nodes, {len(data)} bytes"
         added += 1
-        write_table(rows.values(), table)
-        print(f"{spec.name}: {note}, {time.perf_counter() - started:.1f} s", flush=True)
+        _say(f"{spec.name}: {done}, {time.perf_counter() - started:.1f} s")
     return failures
+
+
+def _say(line: str) -> None:
+    sys.stdout.write(f"{line}\n")
+    sys.stdout.flush()
 
 
 def _check_file(path: Path, half: bool) -> CheckResult:
@@ -118,24 +155,24 @@ def check_corpus(corpus: Corpus, selection: str, jobs: int, half: bool, out: Pat
         for result in pool.map(_check_file, paths, [half] * len(paths)):
             results.append(result)
             if result.error:
-                print(f"{result.name}: {result.error}", flush=True)
+                _say(f"{result.name}: {result.error}")
     if out is not None:
         with out.open("w", newline="", encoding="utf-8") as file:
             writer = csv.DictWriter(file, [field.name for field in fields(CheckResult)], lineterminator="\n")
             writer.writeheader()
             writer.writerows(map(asdict, sorted(results, key=lambda r: r.name)))
     failures = sum(bool(result.error) for result in results)
-    print(f"{len(results)} networks checked at batch 1 and 4, {failures} failed")
+    _say(f"{len(results)} networks checked at batch 1 and 4, {failures} failed")
     return failures
 
 
 def _gflops(model: ModelProto) -> float | None:
+    """Return 1e9 operations of one inference at batch 1; None where an operator has no rule."""
     try:
-        from perfpred.cost import network_cost
-        from perfpred.network import load_network
-    except ImportError:
+        return network_cost(load_network(model, batch_size=1).nodes).flops / 1e9
+    except PerfpredError as error:
+        _say(f"{model.graph.name}: {error}")
         return None
-    return network_cost(load_network(model, batch_size=1)).flops / 1e9
 
 
 def table(folder: Path) -> None:

@@ -74,7 +74,7 @@ def check(model: ModelProto, name: str, *, half: bool = False, threads: int = 1)
                 error = f"an output at batch {batch_size} is not finite"
             largest = max([largest, *(float(np.abs(output).max()) for output in floats if output.size)])
             spread = max([spread, *(float(output.std()) for output in floats if output.size)])
-    except Exception as caught:  # whatever the runtime raises is the answer
+    except Exception as caught:  # noqa: BLE001 (whatever the runtime raises is the answer)
         error = " ".join(str(caught).split())[:300] or type(caught).__name__
     seconds = time.perf_counter() - started
     return CheckResult(name=name, error=error, largest=largest, spread=spread, seconds=seconds)

@@ -39,6 +39,7 @@ _FAST: dict[str, Callable[..., Value]] = {
     "Div": _divide,
     "Identity": np.asarray,
     "Gather": lambda data, indices, axis=0: np.take(data, indices, axis=axis),
+    "GatherElements": lambda data, indices, axis=0: np.take_along_axis(data, indices, axis),
     "Concat": lambda *parts, axis: np.concatenate(parts, axis=axis),
     "Unsqueeze": lambda data, axes: np.expand_dims(data, tuple(int(a) for a in axes)),
     "Cast": lambda data, to: np.asarray(data).astype(helper.tensor_dtype_to_np_dtype(to)),

@@ -2,7 +2,7 @@
 
 TORCHVISION: dict[tuple[str, str], str] = {
     ("vgg", "alexnet"): "alexnet",
-    ("vgg", "vgg"): "vgg11 vgg13 vgg16 vgg19 vgg11_bn vgg13_bn vgg16_bn vgg19_bn vgg16@112 vgg11@128",
+    ("vgg", "vgg"): "vgg11 vgg13 vgg16 vgg19 vgg11_bn vgg13_bn vgg16_bn vgg19_bn",
     ("inception", "googlenet"): "googlenet",
     ("inception", "inception_v3"): "inception_v3",
     ("resnet", "resnet"): (
@@ -122,7 +122,7 @@ TIMM: dict[tuple[str, str], str] = {
     ("mobilenet", "lcnet"): "lcnet_035 lcnet_050 lcnet_075 lcnet_100 lcnet_150 lcnetv2_base lcnetv2_large",
     ("mobilenet", "rexnet"): "rexnet_100 rexnet_130 rexnet_150 rexnet_200 rexnet_300 rexnetr_100 rexnetr_200",
     ("efficientnet", "efficientnet"): (
-        "efficientnet_b1 efficientnet_b1@240 efficientnet_b2 efficientnet_b2@260 efficientnet_b3 efficientnet_b3@300"
+        "efficientnet_b0 efficientnet_b1 efficientnet_b1@240 efficientnet_b2 efficientnet_b2@260 efficientnet_b3 efficientnet_b3@300"
         " efficientnet_b4 efficientnet_b4@380 efficientnet_b5 efficientnet_b5@456 efficientnet_b6 efficientnet_b7"
         " efficientnet_b0_gn efficientnet_b0_g8_gn efficientnet_blur_b0 efficientnet_cc_b0_4e tf_efficientnet_b0"
         " efficientnet_b1_pruned efficientnet_b3_pruned"
