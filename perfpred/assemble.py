@@ -162,18 +162,16 @@ def _engine_row(record: Mapping[str, Any], structure: str | None, origin: Origin
 
 def _time_rows(record: Mapping[str, Any], nodes: set[str]) -> list[dict[str, Any]]:
     """Times of a profiled pass by runtime node, joined to the nodes of the network where the name says which."""
-    layers = record.get("layers")
-    if not layers:
-        return []
-    if isinstance(layers, Mapping):
-        kernels = pd.DataFrame({k: layers[k] for k in ("name", "time_s", "node", "op_type")})
+    traced, layers = record.get("kernels"), record.get("layers")
+    if traced:
+        kernels = pd.DataFrame({k: traced[k] for k in ("name", "time_s", "node")})
         kernels = kernels[kernels["node"].notna()]
         grouped = kernels.groupby("node", sort=False)
         entries = [
             {
                 "name": str(node),
                 "time_s": float(part["time_s"].sum()),
-                "kernels": [layers["names"][i] for i in part["name"]],
+                "kernels": [traced["names"][i] for i in part["name"]],
             }
             for node, part in grouped
         ]

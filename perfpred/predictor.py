@@ -83,6 +83,8 @@ class LatencyPredictor:
         features = engine_features(instances, self.layer_stage_.predict(instances))
         self.facts_ = {
             "runtime": runtimes[0],
+            "on_cpu": bool(instances["is_cpu"].iloc[0]),
+            "networks": sorted(engines["network_id"].dropna().unique()),
             "cells": _cells(engines),
             "hosts": _hosts(engines),
             "ranges": {c: [float(features[c].min()), float(features[c].max())] for c in features},

@@ -28,6 +28,7 @@ from perfpred import kernels, measure
 from perfpred.cuda import Cuda, open_cuda
 from perfpred.environment import GpuMonitor, device_slug, host, physical_cores, throttled
 from perfpred.errors import PerfpredError, UsageError
+from perfpred.host import detect_host
 from perfpred.prepare import prepare, read_inputs, save_arrays
 from perfpred.runtimes import onnxruntime as ort
 from perfpred.unit import Unit, unit_from_json
@@ -38,11 +39,15 @@ Outputs = Mapping[str, NDArray[Any]]
 
 
 @dataclass(kw_only=True)
-class Built:
-    """What building one engine gave, ready to be measured."""
+class _Built:
+    """An engine ready to be measured."""
 
+    unit: Unit
+    model: Path
     engine: Any
+    stream: int = 0
     facts: dict[str, Any] = field(default_factory=dict)
+    seconds: dict[str, float] = field(default_factory=dict)
 
 
 class Worker:
@@ -69,6 +74,7 @@ class Worker:
         self.backend = backend
         self.cores = cores
         self.loop = loop or measure.Loop()
+        self._pending: _Built | None = None
         if cores:
             os.sched_setaffinity(0, cores)
 
@@ -108,7 +114,14 @@ class Worker:
         """Everything about host, device and versions that does not change between rows."""
         facts: dict[str, Any] = {**host(), **self.hello()}
         if self.target == "cpu":
-            return {**facts, "onnxruntime": ort.version(), "threads": self.threads, "cores": list(self.cores)}
+            spec = detect_host().to_dict()
+            return {
+                **facts,
+                "device_spec": spec,
+                "onnxruntime": ort.version(),
+                "threads": self.threads,
+                "cores": list(self.cores),
+            }
         major, minor = self.cuda.attribute("major"), self.cuda.attribute("minor")
         return {
             **facts,
@@ -129,55 +142,33 @@ class Worker:
             save_arrays(Path(folder) / "reference.npz", engine.outputs())
         return {"model": str(model)}
 
-    def measure(self, *, unit: Mapping[str, Any], model: str) -> dict[str, Any]:
-        """Build and measure one engine; return its raw record without identity."""
+    def build(self, *, unit: Mapping[str, Any], model: str) -> dict[str, Any]:
+        """Build one engine and run it once; `measure` takes it from there."""
+        self._pending = None
+        wanted, path = unit_from_json(unit), Path(model)
         begin = time.perf_counter()
-        wanted = unit_from_json(unit)
+        built = self._build_cpu(wanted, path) if wanted.target == "cpu" else self._build_gpu(wanted, path)
+        built.seconds["build"] = round(time.perf_counter() - begin, 4)
+        self._pending = built
+        return {"build_s": built.seconds["build"]}
+
+    def measure(self) -> dict[str, Any]:
+        """Measure the engine built last; return its raw record without identity."""
+        built, self._pending = self._pending, None
+        if built is None:
+            raise UsageError("nothing is built: ask for a build first")
         started = datetime.now(timezone.utc).isoformat(timespec="seconds")
-        runner = self._measure_cpu if wanted.target == "cpu" else self._measure_gpu
-        record = runner(wanted, Path(model))
-        record["seconds"]["total"] = round(time.perf_counter() - begin, 4)
+        record = self._measure_cpu(built) if built.unit.target == "cpu" else self._measure_gpu(built)
         return {"started": started, "environment": self.environment, **record}
 
     # Devices ----------------------------------------------------------------------------------------------
 
-    def _measure_gpu(self, unit: Unit, model: Path) -> dict[str, Any]:
-        cuda, clock = self.cuda, time.perf_counter
-        stream = cuda.partition_stream(unit.sm_count)
-        free_before, _ = cuda.memory()
-        begin = clock()
-        built = self._build_gpu(unit, model, stream)
-        built.engine.enqueue(stream)
-        cuda.synchronize(stream)
-        build_s = clock() - begin
-        free_after, _ = cuda.memory()
-        extra: dict[str, Any] = {}
-        before = self.monitor.state()
-        measurement = measure.measure_gpu(cuda, built.engine, stream, self.loop, detail=unit.detail)
-        after = self.monitor.state()
-        if unit.check_outputs:
-            extra["outputs"] = _check_outputs(built.engine.outputs(), model)
-        if unit.layers:
-            begin = clock()
-            extra.update(self._layers_gpu(built.engine, stream))
-            measurement.seconds["layers"] = round(clock() - begin, 4)
-        flags = [*measurement.flags, *(["throttled"] if throttled(before, after) else [])]
-        return {
-            **_record(measurement, flags),
-            "before": before,
-            "after": after,
-            "memory_bytes": max(free_before - free_after, 0),
-            **built.facts,
-            **extra,
-            "seconds": {"build": round(build_s, 4), **measurement.seconds},
-        }
-
-    def _build_gpu(self, unit: Unit, model: Path, stream: int) -> Built:
+    def _build_gpu(self, unit: Unit, model: Path) -> _Built:
+        stream = self.cuda.partition_stream(unit.sm_count)
+        free_before, _ = self.cuda.memory()
         options = dict(unit.options)
-        if unit.runtime != "onnxruntime":
-            from perfpred.runtimes import tensorrt
-
-            return Built(**tensorrt.build_unit(unit, model, read_inputs(model), self.cuda, stream))
+        if unit.layers and kernels.available():
+            kernels.warm_up()
         engine = ort.build_cuda(
             model,
             read_inputs(model),
@@ -189,9 +180,36 @@ class Worker:
             options=options,
             profile=Path(self._scratch.name) / "profile" if unit.layers and kernels.available() else None,
         )
-        return Built(
-            engine=engine, facts={"provider_options": ort.provider_options(engine.session), "typing": "strong"}
-        )
+        engine.enqueue(stream)
+        self.cuda.synchronize(stream)
+        facts = {
+            "provider_options": ort.provider_options(engine.session),
+            "typing": "strong",
+            "memory_bytes": max(free_before - self.cuda.memory()[0], 0),
+        }
+        return _Built(unit=unit, model=model, engine=engine, stream=stream, facts=facts)
+
+    def _measure_gpu(self, built: _Built) -> dict[str, Any]:
+        unit, engine, stream = built.unit, built.engine, built.stream
+        extra: dict[str, Any] = {}
+        before = self.monitor.state()
+        measurement = measure.measure_gpu(self.cuda, engine, stream, self.loop, detail=unit.detail)
+        after = self.monitor.state()
+        if unit.check_outputs:
+            extra["outputs"] = _check_outputs(engine.outputs(), built.model)
+        if unit.layers:
+            begin = time.perf_counter()
+            extra.update(self._layers_gpu(engine, stream))
+            built.seconds["layers"] = round(time.perf_counter() - begin, 4)
+        flags = [*measurement.flags, *(["throttled"] if throttled(before, after) else [])]
+        return {
+            **_record(measurement, flags),
+            "before": before,
+            "after": after,
+            **built.facts,
+            **extra,
+            "seconds": {**built.seconds, **measurement.seconds},
+        }
 
     def _layers_gpu(self, engine: Any, stream: int) -> dict[str, Any]:
         """Per-layer times where the runtime has them, kernels with their nodes where CUPTI is at hand."""
@@ -201,23 +219,24 @@ class Worker:
             return {}
         return {"kernels": kernels.trace(self.cuda, engine, stream)}
 
-    def _measure_cpu(self, unit: Unit, model: Path) -> dict[str, Any]:
-        inputs = read_inputs(model)
-        begin = time.perf_counter()
-        engine = ort.build_cpu(model, inputs, threads=self.threads, optimisation=unit.optimisation)
-        build_s = time.perf_counter() - begin
-        measurement = measure.measure_cpu(engine.run)
+    def _build_cpu(self, unit: Unit, model: Path) -> _Built:
+        engine = ort.build_cpu(model, read_inputs(model), threads=self.threads, optimisation=unit.optimisation)
+        facts = {"provider_options": ort.provider_options(engine.session), "typing": "strong"}
+        return _Built(unit=unit, model=model, engine=engine, facts=facts)
+
+    def _measure_cpu(self, built: _Built) -> dict[str, Any]:
+        unit = built.unit
+        measurement = measure.measure_cpu(built.engine.run)
         extra: dict[str, Any] = {}
         if unit.check_outputs:
-            extra["outputs"] = _check_outputs(engine.outputs(), model)
+            extra["outputs"] = _check_outputs(built.engine.outputs(), built.model)
         if unit.layers:
-            extra["layers"] = self._layers_cpu(unit, model, inputs)
+            extra["layers"] = self._layers_cpu(unit, built.model, read_inputs(built.model))
         return {
             **_record(measurement, list(measurement.flags)),
-            "provider_options": ort.provider_options(engine.session),
-            "typing": "strong",
+            **built.facts,
             **extra,
-            "seconds": {"build": round(build_s, 4), **measurement.seconds},
+            "seconds": {**built.seconds, **measurement.seconds},
         }
 
     def _layers_cpu(self, unit: Unit, model: Path, inputs: Outputs) -> list[dict[str, Any]]:
