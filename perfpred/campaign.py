@@ -12,13 +12,14 @@ import os
 import queue
 import selectors
 import shutil
+import signal
 import subprocess
 import sys
 import tempfile
 import threading
 import time
 from collections import Counter
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from itertools import groupby
 from pathlib import Path
@@ -133,11 +134,23 @@ class Child:
                     stream.close()
         self._process = None
 
+    def start(self) -> None:
+        """Start the process now rather than with the first request."""
+        self._started()
+
+    def signal(self, number: int) -> None:
+        """Send a signal to the process, if it runs."""
+        process = self._process
+        if process is not None:
+            with contextlib.suppress(ProcessLookupError):
+                os.kill(process.pid, number)
+
     def close(self, kill: bool = False) -> None:
         """End the process: its input closes, and it is killed where that does not help."""
         process = self._process
         if process is None:
             return
+        self.signal(signal.SIGCONT)
         if kill:
             process.kill()
         else:
@@ -172,6 +185,39 @@ def _remove_abandoned(parent: Path) -> None:
             shutil.rmtree(folder, ignore_errors=True)
 
 
+class _Device:
+    """A device and the workers that share it: while one measures, the others are stopped.
+
+    Building is mostly work for the host, so several workers build at once; a stopped process submits nothing, and
+    what it had submitted is over before the warm-up is.
+    """
+
+    def __init__(self, command: Sequence[str]) -> None:
+        self.command = command
+        self.children: list[Child] = []
+        self._lock = threading.Lock()
+
+    @contextlib.contextmanager
+    def exclusive(self, child: Child) -> Iterator[None]:
+        """Keep every other worker of the device from running."""
+        with self._lock:
+            others = [other for other in self.children if other is not child]
+            try:
+                for other in others:
+                    other.signal(signal.SIGSTOP)
+                yield
+            finally:
+                for other in others:
+                    other.signal(signal.SIGCONT)
+
+    def restart(self, child: Child, fresh: bool) -> None:
+        """Start a worker that does not run, at a moment when nobody measures."""
+        with self._lock:
+            if fresh:
+                child.close()
+            child.start()
+
+
 @dataclass
 class _Job:
     """Neighbouring units of a plan that share one prepared model."""
@@ -194,8 +240,9 @@ class Progress:
         skipped: Units that had a record before.
         good: Rows measured now.
         failed: Rows recorded as failures now, by error class.
-        busy_s: Seconds in which workers built or measured, summed over workers.
-        wall_s: Seconds since the first worker was ready, times workers.
+        build_s: Seconds in which workers built, summed over workers.
+        measure_s: Seconds in which devices measured, summed over devices.
+        wall_s: Seconds since a worker was ready, summed over workers.
         stopped: Why the campaign stopped early; empty where it ran to its end.
     """
 
@@ -203,7 +250,8 @@ class Progress:
     skipped: int = 0
     good: int = 0
     failed: Counter[str] = field(default_factory=Counter)
-    busy_s: float = 0.0
+    build_s: float = 0.0
+    measure_s: float = 0.0
     wall_s: float = 0.0
     stopped: str = ""
 
@@ -223,7 +271,8 @@ class Settings:
     """How a campaign runs.
 
     Attributes:
-        commands: One worker command per device.
+        commands: Worker command of each device.
+        workers: Workers that share a device: while one measures, the others are stopped.
         preparers: Processes that prepare networks ahead.
         preparer: Their command.
         row_timeout_s: A row that takes longer is a failure and its worker is killed.
@@ -234,6 +283,7 @@ class Settings:
     """
 
     commands: Sequence[Sequence[str]]
+    workers: int = 1
     preparers: int = 1
     preparer: Sequence[str] = ()
     row_timeout_s: float = 180.0
@@ -280,7 +330,9 @@ class Campaign:
         self._begin = time.monotonic()
         self._jobs: queue.Queue[_Job] = queue.Queue()
         self._ready: queue.Queue[_Job | None] = queue.Queue()
-        self._room = threading.Semaphore(settings.preparers + 2 * len(settings.commands))
+        self._devices = [_Device(command) for command in settings.commands]
+        self._workers = [device for device in self._devices for _ in range(max(1, settings.workers))]
+        self._room = threading.Semaphore(settings.preparers + 2 * len(self._workers))
         self.progress = Progress(planned=len(self._units))
 
     def run(self) -> Progress:
@@ -296,7 +348,7 @@ class Campaign:
             self._queue_jobs(Path(folder))
             threads = [
                 *(threading.Thread(target=self._guarded, args=(self._prepare_loop, n)) for n in self._preparers()),
-                *(threading.Thread(target=self._guarded, args=(self._device_loop, n)) for n in self._devices()),
+                *(threading.Thread(target=self._guarded, args=(self._worker_loop, n)) for n in self._numbers()),
             ]
             self._open_jobs = self._jobs.qsize()
             if not self._open_jobs:
@@ -320,8 +372,8 @@ class Campaign:
     def _preparers(self) -> range:
         return range(max(1, self._settings.preparers))
 
-    def _devices(self) -> range:
-        return range(len(self._settings.commands))
+    def _numbers(self) -> range:
+        return range(len(self._workers))
 
     def _queue_jobs(self, folder: Path) -> None:
         digests: dict[str, str] = {}
@@ -344,7 +396,7 @@ class Campaign:
         with self._lock:
             self.progress.stopped = self.progress.stopped or why
         self._stop.set()
-        for _ in self._devices():
+        for _ in self._numbers():
             self._ready.put(None)
 
     def _out_of_time(self) -> bool:
@@ -397,25 +449,26 @@ class Campaign:
 
     # Measurement ------------------------------------------------------------------------------------------
 
-    def _device_loop(self, number: int) -> None:
-        child = self._child(self._settings.commands[number], f"worker{number}")
+    def _worker_loop(self, number: int) -> None:
+        device = self._workers[number]
+        child = self._child(device.command, f"worker{number}")
+        device.children.append(child)
         try:
-            device = self._greet(child)
-            if device is None:
+            facts = self._greet(child)
+            if facts is None:
                 return
             begin = time.monotonic()
             while not self._out_of_time():
                 job = self._next_job()
                 if job is None:
                     break
-                busy_s = self._measure_job(child, device, job)
+                self._measure_job(device, child, facts, job)
                 shutil.rmtree(job.folder, ignore_errors=True)
                 self._room.release()
                 with self._lock:
-                    self.progress.busy_s += busy_s
                     self._open_jobs -= 1
                     if not self._open_jobs:
-                        for _ in self._devices():
+                        for _ in self._numbers():
                             self._ready.put(None)
             with self._lock:
                 self.progress.wall_s += time.monotonic() - begin
@@ -429,7 +482,7 @@ class Campaign:
         except MeasurementError:
             with self._lock:
                 self._not_started += 1
-                last = self._not_started == len(self._settings.commands)
+                last = self._not_started == len(self._workers)
             if last:
                 raise
             return None
@@ -454,43 +507,50 @@ class Campaign:
         status = self._statuses.get(identity)
         return status == "good" or (status is not None and not self._settings.retry_failed)
 
-    def _measure_job(self, child: Child, device: Mapping[str, Any], job: _Job) -> float:
-        busy_s = 0.0
+    def _measure_job(self, device: _Device, child: Child, facts: Mapping[str, Any], job: _Job) -> None:
         for unit in job.units:
             if self._out_of_time():
                 break
-            key = self._key(unit, job, device)
+            key = self._key(unit, job, facts)
             identity = engine_id(key)
             with self._lock:
                 if self._recorded(identity):
                     self.progress.skipped += 1
                     continue
                 self._statuses[identity] = "good"  # claimed: a plan may list a unit twice
-            begin = time.monotonic()
-            record = self._measure(child, unit, job)
-            busy_s += time.monotonic() - begin
-            identity_fields = {"engine_id": identity, **key, "target": unit.target}
-            self._store.write({**identity_fields, "plan": unit_to_json(unit), **record})
+            record = self._outcome(device, child, unit, job)
+            labels = {"engine_id": identity, **key, "target": unit.target, "plan": unit_to_json(unit)}
+            self._store.write({**labels, **record})
             with self._lock:
                 if record["status"] == "good":
                     self.progress.good += 1
                 else:
                     self.progress.failed[f"{record['error']['stage']}: {record['error']['class']}"] += 1
                 self._report(self.progress)
-        return busy_s
 
-    def _measure(self, child: Child, unit: Unit, job: _Job) -> dict[str, Any]:
+    def _outcome(self, device: _Device, child: Child, unit: Unit, job: _Job) -> dict[str, Any]:
+        """Build and measure a unit: its record without identity, good or failed."""
         if job.error:
             return {"status": "failed", "error": job.error}
-        if unit.rebuild:
-            child.close()
+        limit_s, stage, begin = self._settings.row_timeout_s, "build", time.monotonic()
         try:
-            value = child.ask(self._settings.row_timeout_s, op="measure", unit=unit_to_json(unit), model=job.model)
+            device.restart(child, fresh=unit.rebuild > 0)
+            # Others stop this worker while they measure: it has a right to their time as well.
+            child.ask(limit_s * self._settings.workers, op="build", unit=unit_to_json(unit), model=job.model)
+            self._add("build_s", time.monotonic() - begin)
+            with device.exclusive(child):
+                stage, begin = "measure", time.monotonic()
+                value = child.ask(limit_s, op="measure")
+                self._add("measure_s", time.monotonic() - begin)
             return {"status": "good", "error": None, **value}
         except RequestFailedError as error:
             if error.fatal:
                 child.close(kill=True)
-            return {"status": "failed", "error": {"stage": "measure", **error.error}}
+            return {"status": "failed", "error": {"stage": stage, **error.error}}
         except ChildLostError as error:
-            lost = {"stage": "measure", "class": "ChildLostError", "message": str(error)}
+            lost = {"stage": stage, "class": "ChildLostError", "message": str(error)}
             return {"status": "failed", "error": lost}
+
+    def _add(self, name: str, seconds: float) -> None:
+        with self._lock:
+            setattr(self.progress, name, getattr(self.progress, name) + seconds)

@@ -57,6 +57,7 @@ def run_plan(
     out: str | Path,
     *,
     gpus: str = "0",
+    workers_per_gpu: int = 1,
     cuda: str = "auto",
     cores: str = "",
     cores_per_worker: int | None = None,
@@ -74,6 +75,7 @@ def run_plan(
         sources: ONNX files or folders that hold the plan's networks.
         out: Dataset folder.
         gpus: `all` or ordinals such as `0,2-3`; one worker each.
+        workers_per_gpu: Workers that build in turn on each GPU; while one measures, the others are stopped.
         cuda: CUDA binding.
         cores: Cores that CPU workers are pinned to, such as `64-79`.
         cores_per_worker: Size of each CPU worker's group; all cores in one by default.
@@ -92,12 +94,14 @@ def run_plan(
         raise UsageError(f"a plan measures one target; this one names {', '.join(sorted(targets)) or 'none'}")
     if targets == {"gpu"}:
         commands = [worker_command("gpu", device=n, cuda=cuda) for n in gpu_ordinals(gpus)]
-        ahead = preparers or max(1, min(3 * len(commands), (os.cpu_count() or 1) - len(commands)))
+        spare = (os.cpu_count() or 1) - workers_per_gpu * len(commands)
+        ahead = preparers or max(1, min(3 * len(commands), spare))
     else:
         commands = [worker_command("cpu", cores=group) for group in cpu_groups(cores, cores_per_worker)]
         ahead = preparers or 1
     settings = Settings(
         commands=commands,
+        workers=workers_per_gpu if targets == {"gpu"} else 1,
         preparers=ahead,
         row_timeout_s=row_timeout_s,
         deadline_s=deadline_s,
@@ -215,6 +219,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
     parser.add_argument("--layers", action="store_true")
     parser.add_argument("--check-outputs", action="store_true")
     parser.add_argument("--gpus", default="all")
+    parser.add_argument("--workers-per-gpu", type=int, default=1)
     parser.add_argument("--cuda", default="auto")
     parser.add_argument("--cores", default="")
     parser.add_argument("--cores-per-worker", type=int)
@@ -236,6 +241,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
             given.networks,
             given.out,
             gpus=given.gpus,
+            workers_per_gpu=given.workers_per_gpu,
             cuda=given.cuda,
             cores=given.cores,
             cores_per_worker=given.cores_per_worker,
@@ -272,9 +278,10 @@ def _grid_from(given: argparse.Namespace) -> Plan:
 
 
 def _summary(progress: Progress, seconds: float) -> Iterable[str]:
-    share = progress.busy_s / progress.wall_s if progress.wall_s else 0.0
+    share = (progress.build_s + progress.measure_s) / max(progress.wall_s, 1e-6)
+    each = 1e3 * progress.measure_s / max(progress.good, 1)
     yield f"planned {progress.planned}, had {progress.skipped}, good {progress.good}, left {progress.left}"
-    yield f"rate {60 * progress.done / max(seconds, 1e-6):.1f} rows/min, building or measuring {share:.0%} of the time"
+    yield f"rate {60 * progress.done / max(seconds, 1e-6):.1f} rows/min, workers build or measure {share:.0%} of their time, {each:.0f} ms measuring a row"
     for cause, count in progress.failed.most_common():
         yield f"failed {count}: {cause}"
     if progress.stopped:

@@ -24,7 +24,7 @@ _NOT_READY: Final = 600
 _NON_BLOCKING: Final = 1
 _CAPTURE_RELAXED: Final = 2
 _RESOURCE_SM: Final = 1
-_NODE_TYPES: Final = {0: "kernel", 1: "memcpy", 2: "memset", 3: "host", 4: "graph", 5: "empty"}
+_NODE_TYPES: Final = {0: "kernel", 1: "memcpy", 2: "memset", 3: "host", 4: "graph", 5: "empty", 10: "alloc", 11: "free"}
 _ATTRIBUTE: Final = {
     **{"clock_khz": 13, "sm_count": 16, "memory_clock_khz": 36, "bus_bits": 37, "l2_bytes": 38},
     **{"major": 75, "minor": 76},

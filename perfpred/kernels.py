@@ -13,6 +13,7 @@ import json
 import tempfile
 from collections import deque
 from collections.abc import Callable, Sequence
+from functools import lru_cache
 from pathlib import Path
 from statistics import median
 from typing import Any, Final
@@ -28,6 +29,12 @@ def available() -> bool:
     return importlib.util.find_spec("torch") is not None
 
 
+@lru_cache(maxsize=1)
+def warm_up() -> None:
+    """Load the profiler and make its first recording, which takes seconds; later calls do nothing."""
+    record_activity(lambda: None)
+
+
 def record_activity(action: Callable[[], None]) -> list[dict[str, Any]]:
     """Device work during `action`, in order of execution.
 
@@ -40,7 +47,7 @@ def record_activity(action: Callable[[], None]) -> list[dict[str, Any]]:
     """
     profiler = importlib.import_module("torch.profiler")
     activities = [profiler.ProfilerActivity.CPU, profiler.ProfilerActivity.CUDA]
-    with profiler.profile(activities=activities, acc_events=False) as recording:
+    with profiler.profile(activities=activities) as recording:
         action()
     with tempfile.TemporaryDirectory() as folder:
         path = Path(folder) / "trace.json"

@@ -9,16 +9,26 @@ import sys
 import time
 from pathlib import Path
 
+pending: dict = {}
 
-def measure(unit: dict, model: str) -> dict:
+
+def build(unit: dict, model: str) -> dict:
     name = unit["network"]
-    time.sleep(float(os.environ.get("FAKE_ROW_S", "0.002")))
+    pending.update(unit=unit, model=model)
     if "crash" in name:
         os.kill(os.getpid(), signal.SIGKILL)
     if "hang" in name:
         time.sleep(600)
     if "refused" in name:
         raise RuntimeError("operator Frobnicate is not supported")
+    return {}
+
+
+def measure() -> dict:
+    unit, model = pending["unit"], pending["model"]
+    time.sleep(float(os.environ.get("FAKE_ROW_S", "0.002")))
+    if "dies-late" in unit["network"]:
+        os.kill(os.getpid(), signal.SIGKILL)
     return {
         "latency_kind": "gpu_compute",
         "latency_s": 1e-3 * unit.get("batch_size", 1),
@@ -46,7 +56,7 @@ def main() -> None:
             if operation == "hello":
                 value = {"device": "fake-gpu", "device_name": "Fake", "sms": 132}
             else:
-                value = {"measure": measure, "prepare": prepare}[operation](**request)
+                value = {"build": build, "measure": measure, "prepare": prepare}[operation](**request)
             reply = {"ok": True, "value": value}
         except Exception as error:  # noqa: BLE001 - as the real worker
             described = {"class": type(error).__name__, "message": str(error)}

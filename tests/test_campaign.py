@@ -58,7 +58,9 @@ def test_every_unit_gets_one_record_and_resuming_measures_nothing(tmp_path: Path
 
 
 def test_whatever_goes_wrong_costs_one_row_and_is_recorded(tmp_path: Path) -> None:
-    paths = networks(tmp_path / "nets", "good1", "crash", "hang", "refused", "refused-fatal", "unreadable", "good2")
+    paths = networks(
+        tmp_path / "nets", "good1", "crash", "hang", "dies-late", "refused", "refused-fatal", "unreadable", "good2"
+    )
     progress = campaign(grid(paths), paths, tmp_path / "out", row_timeout_s=1.0).run()
     assert progress.good == 2
     rows = found(tmp_path / "out")
@@ -66,12 +68,27 @@ def test_whatever_goes_wrong_costs_one_row_and_is_recorded(tmp_path: Path) -> No
     assert errors["crash"]["message"] == "the worker process died (signal 9)"
     assert errors["hang"]["message"].startswith("no answer within 1 s")
     assert errors["refused"] == {
-        "stage": "measure",
+        "stage": "build",
         "class": "RuntimeError",
         "message": "operator Frobnicate is not supported",
     }
     assert errors["unreadable"]["stage"] == "prepare"
-    assert set(errors) == {"crash", "hang", "refused", "refused-fatal", "unreadable"}
+    assert errors["dies-late"]["stage"] == "measure"
+    assert set(errors) == {"crash", "hang", "dies-late", "refused", "refused-fatal", "unreadable"}
+
+
+def test_workers_sharing_a_device_measure_one_at_a_time(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("FAKE_ROW_S", "0.02")
+    paths = networks(tmp_path / "nets", *(f"n{i}" for i in range(20)), "hang", "crash")
+    run = campaign(grid(paths), paths, tmp_path / "out", row_timeout_s=0.5)
+    object.__setattr__(run._settings, "workers", 3)
+    run = Campaign(list(grid(paths)), paths, RawStore(tmp_path / "out"), run._settings)
+    begin = time.monotonic()
+    progress = run.run()
+    assert progress.good == 20
+    assert 20 * 0.02 <= progress.measure_s <= time.monotonic() - begin
+    processes = {row["process"] for row in records(tmp_path / "out") if row["status"] == "good"}
+    assert len(processes) > 1
 
 
 def test_failures_are_kept_unless_asked_again(tmp_path: Path) -> None:
