@@ -1,0 +1,130 @@
+"""Which engines do the measuring campaigns plan?
+
+Command: python experiments/campaign_plans.py
+Output: datasets/gpu-onnxruntime/plan-h100.json, plan-h200.json, plan-rebuilds.json and datasets/cpu-onnxruntime/plan.json
+
+Every network meets every partition on one GPU and the whole device on the other; precisions, batch sizes, kernel
+traces and further options are sampled by a hash of the name, so that a plan grows with the corpus without changing
+what was planned before. Networks come in an order of that hash too: a campaign that stops early covers all lineages.
+"""
+
+from __future__ import annotations
+
+import hashlib
+from collections.abc import Iterator, Sequence
+from pathlib import Path
+from typing import Any
+
+from perfpred.corpus import Corpus, CorpusNetwork
+from perfpred.cost import network_cost
+from perfpred.network import load_network
+from perfpred.unit import Plan, Unit
+
+ROOT = Path(__file__).resolve().parent.parent / "datasets"
+PARTITIONS: Sequence[int | None] = (None, 64, 32, 16, 8)
+#: Longest engine worth planning: below it a hundred replays take seconds, and every device meets every scale.
+LONGEST_S = 0.06
+#: Rate one SM reaches on typical convolutions, FLOP/s; only to leave out what would take too long.
+SM_FLOPS = 1.5e12
+REBUILT = (
+    "torchvision.alexnet", "torchvision.vgg16", "torchvision.googlenet", "torchvision.resnet18",
+    "torchvision.resnet50", "torchvision.densenet121", "torchvision.mobilenet_v2", "torchvision.mobilenet_v3_large",
+    "torchvision.squeezenet1_1", "timm.efficientnet_b0", "timm.vit_tiny_patch16_224", "timm.convnext_tiny",
+    "timm.swin_tiny_patch4_window7_224", "timm.regnety_008", "timm.hrnet_w18_small",
+)  # fmt: skip
+
+
+def draw(name: str, what: str) -> float:
+    """A number in [0, 1) that depends on the name and the purpose alone."""
+    return int.from_bytes(hashlib.sha256(f"{what}/{name}".encode()).digest()[:6], "big") / 2**48
+
+
+def choose(name: str, what: str, options: Sequence[Any]) -> Any:
+    """One of the options, by the name."""
+    return options[int(draw(name, what) * len(options))]
+
+
+def fits(flops: float, batch_size: int, sm_count: int | None) -> bool:
+    """Whether an engine is short enough to plan."""
+    return flops * batch_size / ((sm_count or 132) * SM_FLOPS) < LONGEST_S
+
+
+def h100_units(name: str, flops: float) -> Iterator[Unit]:
+    """Units of one network on the GPU that carries the partitions."""
+    traced = {None, 16, choose(name, "trace", (64, 32, 8))}
+    detail = draw(name, "detail") < 0.1
+    for sms in PARTITIONS:
+        if fits(flops, 1, sms):
+            yield Unit(network=name, precision="fp16", sm_count=sms, layers=sms in traced, detail=detail)
+    if draw(name, "off") < 0.2:
+        yield Unit(network=name, precision="fp16", optimisation="off")
+        yield Unit(network=name, precision="fp16", optimisation="off", sm_count=16)
+    some = choose(name, "tf32", (64, 32, 16, 8))
+    for sms in (None, some):
+        if fits(2 * flops, 1, sms):
+            yield Unit(network=name, precision="tf32", sm_count=sms, layers=sms is None)
+    if draw(name, "fp32") < 0.15:
+        for sms in (None, 16):
+            if fits(4 * flops, 1, sms):
+                yield Unit(network=name, precision="fp32", sm_count=sms)
+    batch = choose(name, "batch", (4, 8, 32))
+    for sms in (None, choose(name, "batch-sms", (64, 32, 16, 8))):
+        if fits(flops, batch, sms):
+            yield Unit(network=name, precision="fp16", batch_size=batch, sm_count=sms, layers=sms is None)
+
+
+def h200_units(name: str, flops: float) -> Iterator[Unit]:
+    """Units of one network on the second GPU."""
+    yield Unit(network=name, precision="fp16", layers=draw(name, "h200-trace") < 0.3)
+    some = choose(name, "h200", (64, 32, 16, 8))
+    if fits(flops, 1, some):
+        yield Unit(network=name, precision="fp16", sm_count=some)
+    yield Unit(network=name, precision="tf32")
+    batch = choose(name, "h200-batch", (8, 8, 32))
+    if fits(flops, batch, None):
+        yield Unit(network=name, precision="fp16", batch_size=batch)
+
+
+def cpu_units(name: str, flops: float) -> Iterator[Unit]:
+    """Units of one network on a CPU."""
+    if flops < 25e9:
+        yield Unit(network=name, precision="fp32", target="cpu", layers=True)
+        if draw(name, "cpu-off") < 0.15:
+            yield Unit(network=name, precision="fp32", target="cpu", optimisation="off")
+        if draw(name, "int8") < 0.15:
+            yield Unit(network=name, precision="int8", target="cpu")
+
+
+def main() -> None:
+    """Writes the four plans."""
+    corpus = Corpus.load()
+    networks: list[CorpusNetwork] = sorted(corpus, key=lambda n: draw(n.name, "order"))
+    flops = {}
+    for network in networks:
+        flops[network.name] = (
+            network.gflops * 1e9
+            if network.gflops
+            else network_cost(load_network(corpus.model(network.name), batch_size=1).nodes).flops
+        )
+    gpu, cpu = ROOT / "gpu-onnxruntime", ROOT / "cpu-onnxruntime"
+    gpu.mkdir(exist_ok=True)
+    cpu.mkdir(exist_ok=True)
+    for path, units_of in ((gpu / "plan-h100.json", h100_units), (gpu / "plan-h200.json", h200_units), (cpu / "plan.json", cpu_units)):
+        plan = Plan(units=tuple(u for n in networks for u in units_of(n.name, flops[n.name])))
+        plan.save(path)
+        print(f"{path.relative_to(ROOT)}: {len(plan.units)} engines of {len(networks)} networks")
+    known = {n.name for n in networks}
+    rebuilds = Plan(
+        units=tuple(
+            Unit(network=name, precision="fp16", rebuild=i, check_outputs=True, layers=True)
+            for name in REBUILT
+            if name in known
+            for i in range(1, 11)
+        )
+    )
+    rebuilds.save(gpu / "plan-rebuilds.json")
+    print(f"gpu-onnxruntime/plan-rebuilds.json: {len(rebuilds.units)} engines")
+
+
+if __name__ == "__main__":
+    main()
