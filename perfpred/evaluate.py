@@ -1,0 +1,352 @@
+"""Evaluation: predictions of rows never trained on, baselines fitted on the same training rows, and their scores."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field, fields
+from typing import Any, Final, Protocol
+
+import numpy as np
+import pandas as pd
+from joblib import Parallel, delayed
+
+from perfpred.baselines import BASELINES, fit_groups, predict_groups
+from perfpred.calibration import Residuals
+from perfpred.dataset import Dataset
+from perfpred.errors import DatasetError
+from perfpred.features import DEVICE_NUMBERS
+from perfpred.instances import layer_instances
+from perfpred.scores import cells, noise_floor, score, score_table
+from perfpred.splits import PROTOCOLS, Split, networks, places, scorable, splits, subset
+
+__all__ = ["PROTOCOLS", "Evaluation", "Forecaster", "baseline_columns", "evaluate", "out_of_sample", "score", "unseen"]
+
+FORMAT: Final = "perfpred.evaluation"
+VERSION: Final = 1
+#: What a baseline is calibrated within; smaller groups than `_FEWEST` rows, or none, take a fit on all rows.
+GRANULARITY: Final = ("runtime", "device", "precision", "latency_kind")
+_FEWEST: Final = 10
+_NEAREST: Final = ("sm_count", "clock_hz", "dram_bytes_per_s", "peak_fp32", "peak_fp16")
+_SHOWN: Final = (
+    "engine_id", "network", "network_id", "family", "lineage", "runtime", "device", "mode", "sm_count", "precision",
+    "batch_size", "latency_kind", "lab",
+)  # fmt: skip
+
+
+class Forecaster(Protocol):
+    """What is evaluated: `LatencyPredictor`, or a variation of it for an ablation."""
+
+    def fit(self, dataset: Dataset) -> Any:
+        """Learns from every good engine."""
+        ...
+
+    def predict_engines(self, engines: pd.DataFrame, layers: pd.DataFrame) -> np.ndarray:
+        """Latency of engines, seconds; shape (n_engines,)."""
+        ...
+
+
+def unfitted(predictor: Any) -> Any:
+    """A predictor of the same settings that has learned nothing, without intervals of its own."""
+    settings = {f.name: getattr(predictor, f.name) for f in fields(predictor) if not f.name.endswith("_")}
+    return type(predictor)(**(settings | ({"folds": 0} if "folds" in settings else {})))
+
+
+def out_of_sample(
+    predictor: Any,
+    dataset: Dataset,
+    *,
+    protocol: str = "lineage",
+    folds: int | None = 5,
+    seed: int = 0,
+    baselines: Sequence[str] = tuple(BASELINES),
+    level: float = 0.9,
+    n_jobs: int = 1,
+) -> pd.DataFrame:
+    """Predicts every engine by a predictor trained without it, as a protocol has it.
+
+    Intervals of a fold come from the residuals of the other folds: no row's own latency is in its interval.
+
+    Args:
+        predictor: Settings to train with; what it has learned is not used.
+        dataset: Rows; of repeated builds the first, optimised ones alone.
+        protocol: One of `PROTOCOLS` but kshot (see `perfpred.transfer.kshot`).
+        folds: Groups of groups; None leaves out one at a time.
+        seed: Of the dealing into folds.
+        baselines: Names in `perfpred.baselines.BASELINES`; fitted on unfused nodes and on fused layers.
+        level: Of the intervals.
+        n_jobs: Processes, one fold each.
+
+    Returns:
+        One row a tested engine: what names it, `fold`, `measured_s` (also as `latency_s`), `predicted_s`, `low_s`,
+        `high_s`, `node:NAME` and `fused:NAME` of each baseline, and for the device protocol `nearest` (the same
+        network on the nearest training device, one scale from the specifications) and `nearest_fitted` (one scale
+        fitted on the tested rows themselves, the best it could do).
+    """
+    rows = scorable(dataset)
+    every = list(splits(rows.engines, protocol, folds=folds, seed=seed))
+    made = Parallel(n_jobs=n_jobs)(delayed(_predicted)(unfitted(predictor), rows, split) for split in every)
+    frame = _described(rows.engines, every, made)
+    residual = np.log(frame["measured_s"].to_numpy() / frame["predicted_s"].to_numpy())
+    frame["low_s"], frame["high_s"] = _crossed_intervals(frame, residual, level)
+    columns = baseline_columns(rows, every, baselines)
+    if protocol == "device":
+        columns |= _nearest(rows, every)
+    return pd.concat([frame, pd.DataFrame(columns, index=frame.index)], axis=1)
+
+
+def unseen(predictor: Any, dataset: Dataset, *, level: float = 0.9) -> pd.DataFrame:
+    """Predictions by a trained predictor of the rows whose networks it was not trained on; no fold, no baselines.
+
+    Raises:
+        DatasetError: It was trained on every network of the dataset.
+    """
+    rows = scorable(dataset)
+    known = set(predictor.facts_.get("networks", ()))
+    new = ~(networks(rows.engines).isin(known) | rows.engines["network"].isin(known)).to_numpy()
+    if not new.any():
+        raise DatasetError(
+            "the predictor was trained on every network of the dataset; give --protocol lineage to train without them"
+        )
+    rows = subset(rows, np.flatnonzero(new))
+    everything = Split(name="unseen", train=np.array([], int), test=np.arange(len(rows.engines)))
+    frame = _described(rows.engines, [everything], [predictor.predict_engines(rows.engines, rows.layers)])
+    low, high = _unit_interval(predictor.residuals_, frame, level)
+    return frame.assign(low_s=frame["predicted_s"] * low, high_s=frame["predicted_s"] * high)
+
+
+def _predicted(predictor: Any, rows: Dataset, split: Split) -> np.ndarray:
+    predictor.fit(subset(rows, split.train))
+    asked = subset(rows, split.test)
+    made: np.ndarray = predictor.predict_engines(asked.engines, asked.layers)
+    return made
+
+
+def _described(engines: pd.DataFrame, every: Sequence[Split], predicted_s: Sequence[np.ndarray]) -> pd.DataFrame:
+    tested = np.concatenate([split.test for split in every])
+    frame = engines.iloc[tested][list(_SHOWN)].reset_index(drop=True)
+    frame["fold"] = np.repeat([split.name for split in every], [len(split.test) for split in every])
+    frame["fold_number"] = np.repeat(np.arange(len(every)), [len(split.test) for split in every])
+    frame["latency_s"] = engines["latency_s"].to_numpy(float)[tested]
+    frame["measured_s"] = frame["latency_s"]
+    frame["predicted_s"] = np.concatenate(predicted_s)
+    return frame
+
+
+def _crossed_intervals(frame: pd.DataFrame, residual: np.ndarray, level: float) -> tuple[np.ndarray, np.ndarray]:
+    """Ends of each row's interval from the residuals of all other folds, seconds."""
+    low, high = np.full(len(frame), np.nan), np.full(len(frame), np.nan)
+    fold = frame["fold_number"].to_numpy()
+    for number in np.unique(fold):
+        other, here = fold != number, fold == number
+        if other.any():
+            known = Residuals().fit(frame[other].reset_index(drop=True), residual[other])
+            low[here], high[here] = _unit_interval(known, frame[here], level)
+    predicted = frame["predicted_s"].to_numpy()
+    return low * predicted, high * predicted
+
+
+def _unit_interval(residuals: Residuals, frame: pd.DataFrame, level: float) -> tuple[np.ndarray, np.ndarray]:
+    """Interval of each row for a prediction of one second; rows of one device and kind share theirs."""
+    low, high = np.empty(len(frame)), np.empty(len(frame))
+    for rows in frame.groupby(cells(frame, ["device", "latency_kind"]).to_numpy()).indices.values():
+        (low[rows], high[rows]), _ = residuals.of(frame.iloc[rows[:1]], 1.0, level, None, stretched=False)
+    return low, high
+
+
+def baseline_columns(rows: Dataset, every: Sequence[Split], names: Sequence[str]) -> dict[str, np.ndarray]:
+    """Baselines of the tested rows, fitted on each split's training rows, seconds.
+
+    Calibrated within `GRANULARITY`, the pure bounds not at all. Levels are `node`, what a network says by itself,
+    and `fused`, what knowing the optimiser's layers adds.
+    """
+    made: dict[str, np.ndarray] = {}
+    latency_s = rows.engines["latency_s"].to_numpy(float)
+    groups = cells(rows.engines, GRANULARITY).to_numpy()
+    for level in ("node", "fused") if names else ():
+        instances = layer_instances(rows.engines, rows.layers_at(level))
+        ends = np.searchsorted(instances["row"].to_numpy(), np.arange(len(rows.engines) + 1))
+        parts: dict[str, list[np.ndarray]] = {name: [] for name in names}
+        for split in every:
+            sizes = pd.Series(groups[split.train]).value_counts()
+            large = set(sizes[sizes >= _FEWEST].index)
+            own = np.where([g in large for g in groups], groups, "")
+            learned, asked = _taken(instances, ends, split.train), _taken(instances, ends, split.test)
+            for name in names:
+                fitted = fit_groups(name, learned, latency_s[split.train], list(own[split.train]))
+                parts[name].append(predict_groups(fitted, asked, list(own[split.test])))
+        made |= {f"{level}:{name}": np.concatenate(parts[name]) for name in names}
+    return made
+
+
+def _taken(instances: pd.DataFrame, ends: np.ndarray, rows: np.ndarray) -> pd.DataFrame:
+    """Instances of some engines, which are renumbered by their position in `rows`."""
+    counts = ends[rows + 1] - ends[rows]
+    inside = np.repeat(ends[rows] - np.concatenate([[0], counts.cumsum()[:-1]]), counts) + np.arange(counts.sum())
+    return instances.iloc[inside].assign(row=np.repeat(np.arange(len(rows)), counts))
+
+
+def _nearest(rows: Dataset, every: Sequence[Split]) -> dict[str, np.ndarray]:
+    """The same network, batch, precision and kind as measured on the nearest device in training, times one scale."""
+    engines = rows.engines
+    numbers = layer_instances(engines, rows.layers_at("node")).drop_duplicates("row")[list(DEVICE_NUMBERS)]
+    traits = np.log1p(numbers[list(_NEAREST)].to_numpy(float))
+    place = places(engines).to_numpy()
+    same = cells(engines, ["network_id", "precision", "batch_size", "latency_kind", "lab"]).to_numpy()
+    latency_s = engines["latency_s"].to_numpy(float)
+    speed = baseline_columns(rows, every, ["roofline"])["fused:roofline"]
+    parts: dict[str, list[np.ndarray]] = {"nearest": [], "nearest_fitted": []}
+    begin = 0
+    for split in every:
+        bound_s = speed[begin : begin + len(split.test)]
+        begin += len(split.test)
+        known = pd.DataFrame({"same": same[split.train], "place": place[split.train], "row": split.train})
+        firsts = known.drop_duplicates("place")
+        distance = np.linalg.norm(traits[firsts["row"]] - traits[split.test[0]], axis=1)
+        order = dict(zip(firsts["place"], distance, strict=True))
+        known = known.assign(distance=known["place"].map(order)).sort_values("distance", kind="stable")
+        found = pd.Series(same[split.test]).map(known.drop_duplicates("same").set_index("same")["row"])
+        there = np.full(len(split.test), np.nan)
+        paired = found.notna().to_numpy()
+        there[paired] = latency_s[found[paired].astype(int)]
+        parts["nearest"].append(there * _scale(_bounds(rows, found, paired), bound_s[paired]))
+        parts["nearest_fitted"].append(there * _scale(there[paired], latency_s[split.test][paired]))
+    return {name: np.concatenate(part) for name, part in parts.items()}
+
+
+def _bounds(rows: Dataset, found: pd.Series[Any], paired: np.ndarray) -> np.ndarray:
+    """Pure roofline of the engines found on the nearest device, seconds."""
+    chosen = subset(rows, found[paired].to_numpy(int))
+    instances = layer_instances(chosen.engines, chosen.layers_at("fused"))
+    return np.asarray(BASELINES["roofline"]().predict(instances), float)
+
+
+def _scale(there: np.ndarray, here: np.ndarray) -> float:
+    return float(np.exp(np.median(np.log(here / there)))) if len(there) else float("nan")
+
+
+@dataclass(kw_only=True)
+class Evaluation:
+    """Predictions of rows never trained on, and what is needed to judge and repeat them.
+
+    Attributes:
+        predictions: Rows of `out_of_sample` or `unseen`, with the predictor's name in `predictor`.
+        protocol: One of `PROTOCOLS`, or `unseen networks` for predictors as they are.
+        dataset: Digest of the dataset.
+        noise: As of `perfpred.scores.noise_floor`.
+        shots: As of `perfpred.transfer.kshot`, for that protocol.
+    """
+
+    predictions: pd.DataFrame
+    protocol: str
+    dataset: str
+    seed: int = 0
+    folds: int | None = None
+    level: float = 0.9
+    noise: Mapping[str, Any] = field(default_factory=dict)
+    shots: pd.DataFrame | None = None
+
+    def scores(self, by: Sequence[str] = ("latency_kind",)) -> pd.DataFrame:
+        """Scores of each predictor and baseline, rows grouped by columns such as latency_kind, device or lineage."""
+        parts = []
+        for number, (name, rows) in enumerate(self.predictions.groupby("predictor", sort=False)):
+            baselines = [c for c in rows if ":" in str(c) or str(c).startswith("nearest")] if number == 0 else []
+            table = score_table(rows, ["predicted_s", *baselines], by)
+            parts.append(table.assign(prediction=table["prediction"].replace("predicted_s", str(name))))
+        return pd.concat(parts, ignore_index=True) if parts else pd.DataFrame()
+
+    def to_dict(self) -> dict[str, Any]:
+        """JSON form: scores by kind, device and lineage, with seed, digest, noise floor and granularity."""
+        made: dict[str, Any] = {
+            "format": FORMAT,
+            "version": VERSION,
+            "protocol": self.protocol,
+            "dataset": self.dataset,
+            "seed": self.seed,
+            "folds": self.folds,
+            "level": self.level,
+            "noise_floor": dict(self.noise),
+            "baselines_calibrated_per": list(GRANULARITY),
+        }
+        if self.shots is not None:
+            return made | {"shots": _records(self.shots)}
+        place = ["device", *(["sm_count"] if self.predictions["sm_count"].nunique() > 1 else [])]
+        return made | {
+            "scores": _records(self.scores()),
+            "by_device": _records(self.scores(["latency_kind", *place, "precision"])),
+            "by_lineage": _records(self.scores(["lineage"])),
+            "by_fold": _records(self.scores(["fold"])),
+        }
+
+
+def _records(table: pd.DataFrame) -> list[dict[str, Any]]:
+    plain = table.astype(object).where(table.notna(), None)
+    return [
+        {str(k): v.item() if isinstance(v, np.generic) else v for k, v in row.items()}
+        for row in plain.to_dict("records")
+    ]
+
+
+def evaluate(
+    predictors: Mapping[str, Any],
+    dataset: Dataset,
+    *,
+    protocol: str | None = None,
+    folds: int | None = 5,
+    seed: int = 0,
+    baselines: Sequence[str] = tuple(BASELINES),
+    level: float = 0.9,
+    n_jobs: int = 1,
+    **shots: Any,
+) -> Evaluation:
+    """Scores predictors by name on rows they never saw.
+
+    Args:
+        predictors: Trained ones, or with a protocol settings to train with.
+        dataset: Measured rows of one runtime.
+        protocol: One of `PROTOCOLS`; None scores the predictors as they are, on networks they were not trained on.
+        folds: As for `out_of_sample`.
+        seed: Of every random choice.
+        baselines: As for `out_of_sample`.
+        level: Of the intervals.
+        n_jobs: Processes.
+        **shots: Arguments of `perfpred.transfer.kshot`, for that protocol.
+
+    Raises:
+        DatasetError: Nothing is left to score.
+        UsageError: Unknown protocol.
+    """
+    made = Evaluation(
+        predictions=pd.DataFrame(),
+        protocol=protocol or "unseen networks",
+        dataset=dataset.digest(),
+        seed=seed,
+        folds=folds if protocol else None,
+        level=level,
+        noise=noise_floor(dataset.good),
+    )
+    parts = []
+    for number, (name, predictor) in enumerate(predictors.items()):
+        if protocol == "kshot":
+            from perfpred.transfer import kshot
+
+            found = kshot(predictor, dataset, seed=seed, n_jobs=n_jobs, **shots).assign(predictor=name)
+        elif protocol is None:
+            found = unseen(predictor, dataset, level=level).assign(predictor=name)
+        else:
+            found = out_of_sample(
+                predictor,
+                dataset,
+                protocol=protocol,
+                folds=folds,
+                seed=seed,
+                baselines=baselines if number == 0 else (),
+                level=level,
+                n_jobs=n_jobs,
+            ).assign(predictor=name)
+        parts.append(found)
+    table = pd.concat(parts, ignore_index=True)
+    if protocol == "kshot":
+        made.shots = table
+    else:
+        made.predictions = table
+    return made
