@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Sequence
+from collections.abc import Collection, Iterable, Sequence
 from dataclasses import dataclass
 from heapq import heapify, heappop, heappush
 from typing import Final
@@ -14,7 +14,15 @@ from perfpred.patterns import Absorb, Chain, Region, Siblings, Word, compile_pat
 #: Consumers of one tensor up to which a chain looks on; wider fan-outs are never fused vertically.
 _FAN_OUT: Final = 8
 _REDUCING: Final = frozenset({"reduction", "norm", "softmax"})
+#: `x * sigmoid(x)` and its kin; what a reduction reads; a split or convolution of a biased, transposed product, and
+#: that bias; a sum that a normalisation alone reads, and the bias before it.
 _GATE: Final = frozenset({"gate"})
+_REDUCED: Final = frozenset({"reduced"})
+_HEADS: Final = frozenset({"heads"})
+_NORMED: Final = frozenset({"normed"})
+_SPLITTING: Final = frozenset({"split", "conv"})
+_MOVED: Final = frozenset({"view", "transpose"})
+_TRAILING: Final = frozenset({"view", "transpose"})
 _ABSORBING: Final = frozenset({"anchor", "bn", "bias"})
 
 
@@ -45,17 +53,36 @@ class Graph:
                 self.constant.append(i)
             for t in node.outputs:
                 writer[t.name] = i
-        for i, node in enumerate(nodes):
-            if "binary" in self.labels[i] and self._gates(node, self.producers[i]):
-                self.labels[i] |= _GATE
+        for i in range(len(nodes)):
+            self._add_context(i)
         self.returned = {writer[name] for name in outputs if name in writer}
 
-    def _gates(self, node: Node, producers: Sequence[int]) -> bool:
-        """Whether one operand is a function of the other alone, as in `x * sigmoid(x)`."""
-        operands = {t.name for t in node.activations}
-        return any(
-            len(self.nodes[p].activations) == 1 and self.nodes[p].activations[0].name in operands for p in producers
-        )
+    def _add_context(self, i: int) -> None:
+        """Adds the words that depend on a node's neighbours: `gate`, `reduced`, `normed`, `heads`."""
+        labels = self.labels[i]
+        if "binary" in labels:
+            operands = {t.name for t in self.nodes[i].activations}
+            sources = (self.nodes[p].activations for p in self.producers[i])
+            if any(len(source) == 1 and source[0].name in operands for source in sources):
+                self.labels[i] |= _GATE
+        elif "reduction" in labels:
+            for p in self.producers[i]:
+                self.labels[p] |= _REDUCED
+        elif "norm" in labels and self.producers[i]:
+            p = self.producers[i][0]
+            if "add" in self.labels[p] and len(self.consumers[p]) == 1:
+                self.labels[p] |= _NORMED
+                for q in self.producers[p]:
+                    if "bias" in self.labels[q]:
+                        self.labels[q] |= _NORMED
+        elif not _SPLITTING.isdisjoint(labels) and self.producers[i]:
+            p, moved = self.producers[i][0], False
+            while not _MOVED.isdisjoint(self.labels[p]) and len(self.consumers[p]) == 1 and self.producers[p]:
+                moved = moved or "transpose" in self.labels[p]
+                p = self.producers[p][0]
+            if moved and "bias" in self.labels[p] and any("fc" in self.labels[q] for q in self.producers[p]):
+                self.labels[i] |= _HEADS
+                self.labels[p] |= _HEADS
 
     def size(self, i: int) -> int:
         """Elements of a node's first output."""
@@ -83,6 +110,7 @@ def chain_units(graph: Graph, rules: Sequence[Chain]) -> list[Unit]:
         if readers:
             taken[i] = True
             attached.setdefault(readers[0], []).extend([i, *attached.pop(i, ())])
+    opened = {rule.name for rule in rules if rule.open}
     compiled = [(rule, compile_pattern(rule.pattern)) for rule in rules]
     by_labels: dict[Labels, list[tuple[Chain, tuple[Word, ...]]]] = {}
     units: list[tuple[int, Unit]] = []
@@ -91,7 +119,7 @@ def chain_units(graph: Graph, rules: Sequence[Chain]) -> list[Unit]:
             continue
         candidates = by_labels.get(labels)
         if candidates is None:
-            candidates = by_labels[labels] = [(r, words) for r, words in compiled if words[0].matches(labels)]
+            candidates = by_labels[labels] = [(r, w) for r, w in compiled if w[0].matches(labels)]
         members, name = [i], ""
         for rule, words in candidates:
             if rule.dtypes and graph.nodes[i].outputs[0].dtype not in rule.dtypes:
@@ -105,48 +133,70 @@ def chain_units(graph: Graph, rules: Sequence[Chain]) -> list[Unit]:
             taken[m] = True
             if m in attached:
                 members = [*members, *attached[m]]
-        units.append((last, Unit(members, name)))
-    # Only the last node of a chain is read outside, so the order of the last nodes is one in which groups can run.
+        units.append((i if name in opened else last, Unit(members, name)))
+    # A closed chain is read at its last node alone and an open one reads nothing younger than its first, so sorted
+    # by these nodes the groups can run.
     units.sort(key=lambda pair: pair[0])
     return [unit for _, unit in units]
 
 
 def _match(graph: Graph, taken: Sequence[bool], start: int, words: Sequence[Word], rule: Chain) -> list[int]:
-    """Longest closed group from `start` that the words allow; empty where they don't match."""
+    """Longest group from `start` that the words allow; empty where they don't match."""
     members = [start]
     pending: set[int] = set()
     at, best, size = 0, 0, graph.size(start)
     while True:
         last = members[-1]
-        if not pending and all(w.optional for w in words[at + 1 :]):
+        complete = all(w.optional for w in words[at + 1 :])
+        # An open chain passes a transpose only on the way to more work.
+        if complete and (_TRAILING.isdisjoint(graph.labels[last]) if rule.open else not pending):
             best = len(members)
-        if last in graph.returned:
+        if last in graph.returned and not rule.open:
             break
         pending.update(graph.consumers[last])
-        if not pending or len(pending) > _FAN_OUT:
+        if len(pending) > _FAN_OUT:
             break
-        candidate = min(pending)
-        labels = graph.labels[candidate]
-        step = at if words[at].repeated and words[at].matches(labels) else at + 1
-        while step < len(words) and not words[step].matches(labels):
-            step = step + 1 if words[step].optional else len(words)
-        if step >= len(words) or taken[candidate]:
+        step = 0
+        while pending:
+            candidate = min(pending)
+            step = _step(graph, words, at, candidate)
+            fits = step and not taken[candidate] and _operands_fit(graph, rule, members, candidate)
+            if fits and not rule.resize and "pointwise" in graph.labels[candidate]:
+                fits = "anchor" in graph.labels[candidate] or graph.size(candidate) == size
+            if fits:
+                break
+            if not rule.open:
+                return members[:best]
+            pending.discard(candidate)
+        if not pending:
             break
-        if "anchor" in labels or rule.resize:
+        if "anchor" in graph.labels[candidate]:
             size = graph.size(candidate)
-        elif "pointwise" in labels and graph.size(candidate) != size:
-            break
-        others = [p for p in graph.producers[candidate] if p not in members and graph.absorbs(p)]
-        if rule.operand == "first":
-            others = [p for p in others if p == graph.producers[candidate][0] and len(graph.consumers[p]) == 1]
-        else:
-            others = [p for p in others if p > last]
-        if others:
-            break
         members.append(candidate)
         pending.discard(candidate)
         at = step
     return members[:best]
+
+
+def _step(graph: Graph, words: Sequence[Word], at: int, candidate: int) -> int:
+    """The step of the pattern that a candidate takes after step `at`; 0 for none."""
+    labels = graph.labels[candidate]
+    step = at if words[at].repeated and words[at].matches(labels) else at + 1
+    while step < len(words) and not words[step].matches(labels):
+        step = step + 1 if words[step].optional else len(words)
+    return step if step < len(words) else 0
+
+
+def _operands_fit(graph: Graph, rule: Chain, members: Sequence[int], candidate: int) -> bool:
+    """Whether the operands a candidate reads from outside let it join."""
+    outside = [p for p in graph.producers[candidate] if p not in members]
+    if rule.open:
+        # Older operands can't depend on the group, so it stays free of cycles though read in several places.
+        return all(p < members[0] for p in outside)
+    if rule.operand == "first":
+        first = graph.producers[candidate][0]
+        return not (first in outside and graph.absorbs(first) and len(graph.consumers[first]) == 1)
+    return not any(p > members[-1] and graph.absorbs(p) for p in outside)
 
 
 def absorb_units(graph: Graph, units: list[Unit], rule: Absorb) -> list[Unit]:
@@ -200,45 +250,76 @@ def sibling_units(graph: Graph, units: list[Unit], rule: Siblings) -> list[Unit]
 def region_units(graph: Graph, units: list[Unit], rule: Region) -> list[Unit]:
     """Units after those a region allows were joined with their neighbours on the same level."""
     word = compile_word(rule.pattern)
-    joins = tuple((compile_word(a), compile_word(b)) for a, b in rule.joins)
+    cuts = tuple((compile_word(a), compile_word(b)) for a, b in rule.cuts)
     eligible = [all(word.matches(graph.labels[m]) for m in unit.members) for unit in units]
     reducing = [any(_REDUCING.intersection(graph.labels[m]) for m in unit.members) for unit in units]
     owner = _owners(graph, units)
     level, depth = [0] * len(units), [0] * len(units)
     sources: list[list[int]] = []
+    borders: set[tuple[int, int]] = set()
     for u, unit in enumerate(units):
         feeding = sorted({owner[p] for m in unit.members for p in graph.producers[m]} - {u})
         sources.append(feeding)
         for p in feeding:
-            joined = eligible[u] and eligible[p] and (not joins or _joins(graph, units[p], unit, joins))
+            joined = eligible[u] and eligible[p] and not (cuts and _cut(graph, units[p], unit, cuts))
             level[u] = max(level[u], level[p] + (not joined))
+            if not joined:
+                borders.add((p, u))
         depth[u] = max((depth[p] for p in feeding if level[p] == level[u]), default=0) + reducing[u]
         if depth[u] > rule.reductions and reducing[u]:
             level[u], depth[u] = level[u] + 1, 1
     parent = list(range(len(units)))
-
-    def root(u: int) -> int:
-        while parent[u] != u:
-            parent[u] = parent[parent[u]]
-            u = parent[u]
-        return u
-
     for u, feeding in enumerate(sources):
         for p in feeding:
             if eligible[u] and eligible[p] and level[p] == level[u]:
-                parent[root(u)] = root(p)
+                parent[_root(parent, u)] = _root(parent, p)
+    _sink(sources, borders, reducing, level, parent)
     found: dict[int, Unit] = {}
     for u, unit in enumerate(units):
-        kept = found.setdefault(root(u), unit)
+        kept = found.setdefault(_root(parent, u), unit)
         if kept is not unit:
             kept.members.extend(unit.members)
             kept.rule = rule.name
     return _ordered(graph, list(found.values())) if len(found) < len(units) else units
 
 
-def _joins(graph: Graph, producer: Unit, consumer: Unit, joins: Iterable[tuple[Word, Word]]) -> bool:
+def _root(parent: list[int], u: int) -> int:
+    while parent[u] != u:
+        parent[u] = parent[parent[u]]
+        u = parent[u]
+    return u
+
+
+def _sink(
+    sources: Sequence[Sequence[int]],
+    borders: Collection[tuple[int, int]],
+    reducing: Sequence[bool],
+    level: Sequence[int],
+    parent: list[int],
+) -> None:
+    """Joins a region that a single other region reads to it: a builder computes it where it is needed.
+
+    Nothing outside reads it, so no cycle can come of it. Regions that reduce stay, their result is computed once.
+    """
+    readers: dict[int, set[int]] = {}
+    fixed: set[int] = set()
+    for u, feeding in enumerate(sources):
+        if reducing[u]:
+            fixed.add(_root(parent, u))
+        for p in feeding:
+            if _root(parent, p) != _root(parent, u):
+                readers.setdefault(_root(parent, p), set()).add(u)
+            if (p, u) in borders:
+                fixed.add(_root(parent, p))
+    for r in sorted(readers, key=lambda r: -level[r]):
+        homes = {_root(parent, u) for u in readers[r]}
+        if r not in fixed and len(homes) == 1:
+            parent[r] = homes.pop()
+
+
+def _cut(graph: Graph, producer: Unit, consumer: Unit, cuts: Iterable[tuple[Word, Word]]) -> bool:
     last, first = graph.labels[max(producer.members)], graph.labels[min(consumer.members)]
-    return any(a.matches(last) and b.matches(first) for a, b in joins)
+    return any(a.matches(last) and b.matches(first) for a, b in cuts)
 
 
 def _owners(graph: Graph, units: Sequence[Unit]) -> list[int]:

@@ -7,6 +7,7 @@ two activations of one shape, `badd` and `bmul` two activations that broadcast.
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable, Mapping
 from typing import Final
 
@@ -48,17 +49,6 @@ _PLAIN: Final[Mapping[str, str]] = {
     "LRN": "lrn",
     "MaxPool": "maxpool pool",
     "AveragePool": "avgpool pool",
-    "GlobalAveragePool": "gpool reduction",
-    "GlobalMaxPool": "gpool reduction",
-    "ReduceMean": "mean reduction",
-    "ReduceSum": "reduction",
-    "ReduceMax": "reduction",
-    "ReduceMin": "reduction",
-    "ReduceProd": "reduction",
-    "ReduceL1": "reduction",
-    "ReduceL2": "reduction",
-    "ReduceLogSumExp": "reduction",
-    "ReduceSumSquare": "reduction",
     "ArgMax": "argmax",
     "ArgMin": "argmax",
     "TopK": "topk",
@@ -160,24 +150,26 @@ def _conv(node: Node) -> Labels:
 
 def _product(node: Node) -> Labels:
     second = node.inputs[1]
-    return _CONSTANT_PRODUCT if second is not None and second.constant else _ACTIVATION_PRODUCT
+    if second is not None and second.constant:
+        return _CONSTANT_PRODUCT
+    return _BATCHED_PRODUCT if math.prod(node.outputs[0].shape[:-2]) > 1 else _ACTIVATION_PRODUCT
 
 
 _CONSTANT_PRODUCT: Final = _set("gemm fc anchor")
 _ACTIVATION_PRODUCT: Final = _set("gemm matmul anchor")
+_BATCHED_PRODUCT: Final = _set("gemm matmul anchor batched")
 _BINARY_LABELS: Final = {
     op: (
         frozenset({constant, "withconst", "pointwise"}),
         frozenset({both, "binary", "pointwise"}),
         frozenset({"b" + both, "broadcast", "pointwise"}),
-        frozenset({constant, "withconst", "pointwise", "square"}),
     )
     for op, (constant, both) in _BINARY.items()
 }
 
 
 def _binary(node: Node) -> Labels:
-    withconst, both, broadcast, _ = _BINARY_LABELS[node.op_type]
+    withconst, both, broadcast = _BINARY_LABELS[node.op_type]
     operands = node.activations
     if len(operands) < 2:
         return withconst
@@ -185,11 +177,25 @@ def _binary(node: Node) -> Labels:
     return both if all(t.shape == first for t in operands) else broadcast
 
 
+def _reduce(node: Node) -> Labels:
+    """A reduction over a handful of elements is unrolled into elementwise work; one over a small map is cheap."""
+    x = node.activations[0] if node.activations else None
+    extent = x.elements // max(node.outputs[0].elements, 1) if x is not None and node.outputs else 0
+    words = ["unrolled", "pointwise"] if extent <= _UNROLLED else ["reduction"]
+    if extent <= _SMALL:
+        words.append("small")
+    if node.op_type.startswith("Global"):
+        words.append("gpool")
+    return frozenset(words)
+
+
 def _transpose(node: Node) -> Labels:
-    moved = (
-        [d for d in node.attributes.get("perm", ()) if node.activations[0].shape[d] != 1] if node.activations else []
-    )
-    return _VIEW if moved and moved == sorted(moved) else _TRANSPOSE
+    perm = node.attributes.get("perm", ())
+    moved = [d for d in perm if node.activations[0].shape[d] != 1] if node.activations else []
+    if moved and moved == sorted(moved):
+        return _VIEW
+    last = len(perm) - 1
+    return _SWAP if tuple(perm) == (*range(last - 1), last, last - 1) and last < 3 else _TRANSPOSE
 
 
 def _cast(node: Node) -> Labels:
@@ -197,8 +203,24 @@ def _cast(node: Node) -> Labels:
     return _NOTHING_LABELS if same else _FIXED["Cast"]
 
 
+_REDUCTIONS: Final = (
+    "GlobalAveragePool",
+    "GlobalMaxPool",
+    "ReduceMean",
+    "ReduceSum",
+    "ReduceMax",
+    "ReduceMin",
+    "ReduceProd",
+    "ReduceL1",
+    "ReduceL2",
+    "ReduceLogSumExp",
+    "ReduceSumSquare",
+)
+_UNROLLED: Final = 8
+_SMALL: Final = 64
 _VIEW: Final = _set("view")
 _NOTHING_LABELS: Final = _set("nothing view")
+_SWAP: Final = _set("transpose swap move")
 _TRANSPOSE: Final = _set("transpose move")
 _OTHER: Final = _set("other")
 _BY_NODE: Final[dict[str, Callable[[Node], Labels]]] = {
@@ -208,6 +230,7 @@ _BY_NODE: Final[dict[str, Callable[[Node], Labels]]] = {
     "Transpose": _transpose,
     "Cast": _cast,
     **dict.fromkeys(_BINARY, _binary),
+    **dict.fromkeys(_REDUCTIONS, _reduce),
 }
 
 

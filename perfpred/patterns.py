@@ -22,6 +22,7 @@ class Chain:
         source: Where the rule is documented or how it was observed.
         dtypes: Types of the first node's output it applies to; empty for all.
         resize: Whether joining nodes may change the number of elements.
+        open: Whether joined nodes but the last may be read outside too; their other operands must then be older.
         operand: Of two products that a sum could join, `later` in the file or `first` operand takes it.
     """
 
@@ -30,6 +31,7 @@ class Chain:
     source: str
     dtypes: tuple[str, ...] = ()
     resize: bool = False
+    open: bool = False
     operand: str = "later"
 
 
@@ -51,14 +53,14 @@ class Region:
         pattern: Alternatives in the words of `Chain.pattern`, without quantifiers.
         source: Where the rule is documented or how it was observed.
         reductions: Reductions that may follow one another inside a region.
-        joins: Pairs (producer pattern, consumer pattern) that may be one region; empty for any.
+        cuts: Pairs (producer step, consumer step) that are never joined.
     """
 
     name: str
     pattern: str
     source: str
     reductions: int = 1
-    joins: tuple[tuple[str, str], ...] = ()
+    cuts: tuple[tuple[str, str], ...] = ()
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

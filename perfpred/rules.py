@@ -18,7 +18,9 @@ _ORT_CPU: Final = "ONNX Runtime 1.31 optimised models, CPU provider"
 _ORT_CUDA: Final = "ONNX Runtime source, core/optimizer, CUDA provider"
 _ACT: Final = "relu|clip|leaky|sigmoid|tanh|elu|softplus|hardsigmoid|hardswish"
 
-_ATTENTION: Final = "matmul scale* bias* add|badd|sub|bsub|where* cast* softmax cast* matmul"
+_ATTENTION: Final = (
+    "matmul&batched scale* bias* add|badd|bias|sub|bsub|where|view* cast* softmax cast* matmul transpose?"
+)
 
 _ORT_SHARED: Final = (
     Chain(name="quick-gelu", pattern="sigmoid mul&gate", source=_ORT),
@@ -61,11 +63,17 @@ TENSORRT_RTX: Final = RuleSet(
             source=_SEEN,
             resize=True,
         ),
-        Chain(name="conv-epilogue", pattern="conv&dense pointwise*", source=_SEEN),
-        Chain(name="grouped-conv-relu", pattern="conv bn? bias? add? relu|clip|sigmoid?", source=_SEEN),
-        Chain(name="gemm-epilogue", pattern="gemm pointwise*", source=_SEEN),
+        Chain(name="conv-epilogue", pattern="conv relu|clip|pointwise&!hardsigmoid&!reduced*", source=_SEEN),
+        Chain(name="gemm-epilogue", pattern="gemm pointwise&!heads&!normed|swap*", source=_SEEN, open=True),
         Siblings(name="sibling-gemms", pattern="fc", source=_SEEN),
-        Region(name="generated-kernel", pattern="pointwise|norm|reduction|softmax|move|view", source=_SEEN),
+        Absorb(name="transpose-conv", pattern="transpose|view", source=_SEEN, into="conv"),
+        Absorb(name="transposed-gemm", pattern="swap", source=_SEEN, into="fc"),
+        Region(
+            name="generated-kernel",
+            pattern="pointwise|norm|reduction|softmax|move|view|resize",
+            source=_SEEN,
+            cuts=(("norm", "move|view"), ("hardswish", "gpool&!small"), ("heads&split", "move|view")),
+        ),
     ),
 )
 

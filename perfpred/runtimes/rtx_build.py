@@ -184,7 +184,7 @@ def rtx_engine(
     network = load_network(model, batch_size=batch_size, inputs=inputs, name=Path(source).name)
     if precision == "int8" and not network.quantized:
         raise UsageError(f"{source}: holds no Q/DQ nodes; TensorRT-RTX takes int8 from the graph, quantise it first")
-    _bind_inputs(model, network)
+    bind_inputs(model, network)
     dump = engine_in_child(model, compute_capability=compute_capability, precision=precision, timeout_s=timeout_s)
     return network, layers_from_build_log(dump, source="TensorRT-RTX build log")
 
@@ -249,7 +249,7 @@ def name_nodes(model: onnx.ModelProto) -> None:
             node.name = f"{node.name or node.op_type}_{i}"
 
 
-def _bind_inputs(model: onnx.ModelProto, network: Network) -> None:
+def bind_inputs(model: onnx.ModelProto, network: Network) -> None:
     shapes = {t.name: t.shape for t in network.inputs}
     for value in model.graph.input:
         if value.name in shapes:

@@ -1,0 +1,244 @@
+"""How well the fusion rules agree with real builders.
+
+Every builder says which ONNX nodes it runs as one layer; so do our rules. Both are partitions of the nodes the builder
+names (others are counted and left out). Scores of a network: F1 over pairs of nodes in one layer, the share of the
+builder's groups of two nodes and more that ours match exactly, and the error of the layer count. Beside ours stand the
+trivial rules "conv + BN + activation".
+
+Builders: TensorRT-RTX (fp16, SM86, built here on the CPU), recorded TensorRT 8.x engines (reference data), ONNX
+Runtime's optimised models (CPU). The RTX rules were developed on the lineages that `is_development` names and are
+reported on the others.
+
+    python experiments/fusion_agreement.py --cache FOLDER            everything, keeping builds in FOLDER
+    python experiments/fusion_agreement.py --builder tensorrt-rtx --select 'timm.vit*' --show 10    disagreements
+"""
+
+from __future__ import annotations
+
+import hashlib
+import statistics
+import tempfile
+from collections import Counter, defaultdict
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+
+import onnx
+
+from perfpred.corpus import Corpus, CorpusNetwork
+from perfpred.engine import EngineLayer, layers_from_build_log, partition_from_engine
+from perfpred.errors import PerfpredError
+from perfpred.fusion import fuse, groups
+from perfpred.network import Network, load_network
+from perfpred.ort_graph import layers_from_optimised_model
+from perfpred.runtimes.rtx_build import bind_inputs, engine_in_child, name_nodes
+from perfpred.weights import bind_batch, fill_weights, to_fp16
+
+RESULTS = Path(__file__).parent / "results"
+#: Corpus network of each recorded classic engine that an exporter of the same graph made.
+CLASSIC = {
+    "alexnet_rtx3060laptop_fp16_torch_onnx_trt": "torchvision.alexnet",
+    "alexnet_rtx3060laptop_fp16_torch_trt": "torchvision.alexnet",
+    "alexnet_rtx3060laptop_fp16_trtexec": "torchvision.alexnet",
+    "mobilenetv2_titanrtx_qat": "torchvision.mobilenet_v2",
+    "resnet18_a100_fp16": "torchvision.resnet18",
+    "resnet18_a100_fp32": "torchvision.resnet18",
+    "resnet50_tf_rtx3090_fp16": "torchvision.resnet50",
+}
+TARGETS = {"tensorrt-rtx": 0.92, "tensorrt": 0.92, "onnxruntime": 0.97}
+
+Partition = Mapping[str, int]
+
+
+@dataclass(frozen=True, kw_only=True)
+class Agreement:
+    """Scores of one network: a row of the table."""
+
+    builder: str
+    network: str
+    lineage: str
+    part: str
+    nodes: int
+    unnamed: int
+    f1: float
+    exact: int
+    multi: int
+    layers: int
+    builder_layers: int
+    trivial_f1: float
+    trivial_exact: int
+
+
+def is_development(lineage: str) -> bool:
+    """Whether rules may be developed on a lineage; fixed by the hash of its name."""
+    return hashlib.sha256(f"perfpred fusion rules: {lineage}".encode()).digest()[0] % 2 == 0
+
+
+def pair_f1(ours: Partition, theirs: Partition) -> float:
+    """F1 over pairs of nodes in one group, on the nodes that `theirs` names; 1 where neither joins any."""
+
+    def pairs(keys: Iterator[object]) -> int:
+        return sum(n * (n - 1) // 2 for n in Counter(keys).values())
+
+    both = pairs((ours[n], g) for n, g in theirs.items())
+    total = pairs(ours[n] for n in theirs) + pairs(iter(theirs.values()))
+    return 2 * both / total if total else 1.0
+
+
+def sets_of(partition: Partition, nodes: Sequence[str]) -> set[frozenset[str]]:
+    """The groups of a partition, restricted to some nodes."""
+    found: dict[int, set[str]] = defaultdict(set)
+    for n in nodes:
+        found[partition[n]].add(n)
+    return {frozenset(s) for s in found.values()}
+
+
+def exact(ours: Partition, theirs: Partition) -> tuple[int, int]:
+    """Groups of two nodes and more in `theirs` that ours match exactly, and how many there are."""
+    nodes = list(theirs)
+    wanted = [s for s in sets_of(theirs, nodes) if len(s) > 1]
+    made = sets_of(ours, nodes)
+    return sum(s in made for s in wanted), len(wanted)
+
+
+def partition_by_rules(network: Network, rules: str) -> dict[str, int]:
+    """Group number of every node."""
+    return {node.name: g for g, group in enumerate(groups(network, rules)) for node in group.nodes}
+
+
+def partition_of(engine: Sequence[EngineLayer], network: Network) -> dict[str, int]:
+    """Layer number of every node the engine names."""
+    found = partition_from_engine(engine, network)
+    return {node.name: i for i, (_, nodes) in enumerate(found) for node in nodes}
+
+
+def agreement(
+    network: Network, theirs: Partition, *, builder: str, rules: str, lineage: str, builder_layers: int, layers: int
+) -> Agreement:
+    """Scores of one network."""
+    ours, trivial = partition_by_rules(network, rules), partition_by_rules(network, "trivial")
+    matched, multi = exact(ours, theirs)
+    return Agreement(
+        builder=builder,
+        network=network.name,
+        lineage=lineage,
+        part="development" if is_development(lineage) else "held out",
+        nodes=len(network.nodes),
+        unnamed=len(network.nodes) - len(theirs),
+        f1=pair_f1(ours, theirs),
+        exact=matched,
+        multi=multi,
+        layers=layers,
+        builder_layers=builder_layers,
+        trivial_f1=pair_f1(trivial, theirs),
+        trivial_exact=exact(trivial, theirs)[0],
+    )
+
+
+def rtx_case(corpus: Corpus, row: CorpusNetwork, cache: Path, *, build: bool) -> tuple[Network, Sequence[EngineLayer]]:
+    """A corpus network as TensorRT-RTX builds it in fp16 for SM86; builds are kept in `cache`."""
+    model = to_fp16(corpus.model(row.name))
+    name_nodes(model)
+    network = load_network(model, batch_size=1, name=row.name)
+    dump = cache / "tensorrt-rtx-fp16-SM86" / f"{row.name}.txt"
+    if not dump.exists():
+        failed = dump.with_suffix(".error")
+        if failed.exists() or not build:
+            raise PerfpredError(failed.read_text() if failed.exists() else "not built yet")
+        dump.parent.mkdir(parents=True, exist_ok=True)
+        model = fill_weights(model)
+        bind_inputs(model, network)
+        try:
+            dump.write_text(engine_in_child(model))
+        except PerfpredError as error:
+            failed.write_text(str(error))
+            raise
+    return network, layers_from_build_log(dump.read_text(), source=row.name)
+
+
+def ort_case(corpus: Corpus, row: CorpusNetwork, cache: Path) -> tuple[Network, Sequence[EngineLayer]]:
+    """A corpus network as ONNX Runtime optimises it for the CPU at its default level, all."""
+    graph = corpus.model(row.name)
+    network = load_network(graph, batch_size=1, name=row.name)
+    optimised = cache / "onnxruntime-cpu" / f"{row.name}.onnx"
+    if not optimised.exists():
+        import onnxruntime
+
+        optimised.parent.mkdir(parents=True, exist_ok=True)
+        options = onnxruntime.SessionOptions()
+        options.intra_op_num_threads = 1
+        options.log_severity_level = 4
+        with tempfile.TemporaryDirectory() as folder:
+            options.optimized_model_filepath = str(Path(folder) / "optimised.onnx")
+            model = bind_batch(fill_weights(graph), 1)
+            onnxruntime.InferenceSession(model.SerializeToString(), options, providers=["CPUExecutionProvider"])
+            slim = onnx.load(options.optimized_model_filepath)
+        for tensor in slim.graph.initializer:
+            if len(tensor.raw_data) > 1024:
+                tensor.ClearField("raw_data")
+        optimised.write_bytes(slim.SerializeToString())
+    return network, layers_from_optimised_model(optimised, network)
+
+
+def corpus_agreements(
+    builder: str, corpus: Corpus, rows: Sequence[CorpusNetwork], cache: Path, *, show: int, build: bool
+) -> tuple[list[Agreement], dict[str, str]]:
+    """Scores of corpus networks and the reason of each that has none."""
+    found, failed = [], {}
+    for row in rows:
+        try:
+            if builder == "tensorrt-rtx":
+                network, engine = rtx_case(corpus, row, cache, build=build)
+                theirs = partition_of(engine, network)
+                counted = sum(layer.role == "compute" for layer in engine)
+                layers = len(fuse(network, builder))
+            else:
+                network, engine = ort_case(corpus, row, cache)
+                theirs = {n: i for i, layer in enumerate(engine) for n in layer.onnx_nodes}
+                counted = len({*theirs.values()})
+                layers = len({g for n, g in partition_by_rules(network, builder).items() if n in theirs})
+        except Exception as error:  # a network that one builder refuses is reported, the others go on
+            failed[row.name] = f"{type(error).__name__}: {error}".splitlines()[0][:200]
+            continue
+        found.append(
+            agreement(
+                network,
+                theirs,
+                builder=builder,
+                rules=builder,
+                lineage=row.lineage,
+                builder_layers=counted,
+                layers=layers,
+            )
+        )
+        if show:
+            print_disagreements(network, engine, theirs, builder, show)
+    return found, failed
+
+
+def print_disagreements(
+    network: Network, engine: Sequence[EngineLayer], theirs: Partition, rules: str, limit: int
+) -> None:
+    """Groups that only one side makes."""
+    ours = partition_by_rules(network, rules)
+    label = {n.name: f"{n.op_type}{i}" for i, n in enumerate(network.nodes)}
+    place = {n.name: i for i, n in enumerate(network.nodes)}
+    a, b = sets_of(ours, list(theirs)), sets_of(theirs, list(theirs))
+    print(f"{network.name}: F1 {pair_f1(ours, theirs):.3f}, exact {exact(ours, theirs)}")
+    for group in sorted(a ^ b, key=lambda s: min(place[n] for n in s))[:limit]:
+        side = "ours   " if group in a else f"builder {engine[theirs[next(iter(group))]].layer_type}"
+        print("   ", side, " ".join(label[n] for n in sorted(group, key=place.__getitem__)))
+
+
+def summary(rows: Sequence[Agreement]) -> dict[str, float]:
+    """Means over networks; the count error is the median."""
+    return {
+        "networks": len(rows),
+        "f1": statistics.fmean(r.f1 for r in rows),
+        "exact_share": sum(r.exact for r in rows) / max(sum(r.multi for r in rows), 1),
+        "exact_share_per_network": statistics.fmean(r.exact / r.multi for r in rows if r.multi),
+        "layer_count_error_median": statistics.median(abs(r.layers / r.builder_layers - 1) for r in rows),
+        "trivial_f1": statistics.fmean(r.trivial_f1 for r in rows),
+        "trivial_exact_share": sum(r.trivial_exact for r in rows) / max(sum(r.multi for r in rows), 1),
+        "unnamed_share": sum(r.unnamed for r in rows) / sum(r.nodes for r in rows),
+    }
