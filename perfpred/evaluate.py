@@ -90,7 +90,7 @@ def out_of_sample(
     frame["low_s"], frame["high_s"] = _crossed_intervals(frame, residual, level)
     columns = baseline_columns(rows, every, baselines)
     if protocol == "device":
-        columns |= _nearest(rows, every)
+        columns |= nearest_columns(rows, every)
     return pd.concat([frame, pd.DataFrame(columns, index=frame.index)], axis=1)
 
 
@@ -185,7 +185,7 @@ def _taken(instances: pd.DataFrame, ends: np.ndarray, rows: np.ndarray) -> pd.Da
     return instances.iloc[inside].assign(row=np.repeat(np.arange(len(rows)), counts))
 
 
-def _nearest(rows: Dataset, every: Sequence[Split]) -> dict[str, np.ndarray]:
+def nearest_columns(rows: Dataset, every: Sequence[Split]) -> dict[str, np.ndarray]:
     """The same network, batch, precision and kind as measured on the nearest device in training, times one scale."""
     engines = rows.engines
     numbers = layer_instances(engines, rows.layers_at("node")).drop_duplicates("row")[list(DEVICE_NUMBERS)]
@@ -249,7 +249,8 @@ class Evaluation:
         """Scores of each predictor and baseline, rows grouped by columns such as latency_kind, device or lineage."""
         parts = []
         for number, (name, rows) in enumerate(self.predictions.groupby("predictor", sort=False)):
-            baselines = [c for c in rows if ":" in str(c) or str(c).startswith("nearest")] if number == 0 else []
+            shared = [str(c) for c in rows if ":" in str(c) or str(c).startswith("nearest")]
+            baselines = shared if number == 0 else []
             table = score_table(rows, ["predicted_s", *baselines], by)
             parts.append(table.assign(prediction=table["prediction"].replace("predicted_s", str(name))))
         return pd.concat(parts, ignore_index=True) if parts else pd.DataFrame()

@@ -29,6 +29,7 @@ from perfpred.lowering import rules_for, structure_frame
 from perfpred.network import Network, load_network
 from perfpred.prediction import LayerPrediction, Prediction
 from perfpred.stages import EngineStage, LayerStage
+from perfpred.transfer import Transfers
 
 FORMAT: Final = "perfpred.predictor"
 VERSION: Final = 1
@@ -56,6 +57,7 @@ class LatencyPredictor:
     layer_stage_: LayerStage = field(default_factory=LayerStage)
     engine_stage_: EngineStage = field(default_factory=EngineStage)
     offsets_: Offsets = field(default_factory=Offsets)
+    transfers_: Transfers = field(default_factory=Transfers)
     residuals_: Residuals = field(default_factory=Residuals)
     contrast_: Contrast = field(default_factory=Contrast)
     facts_: dict[str, Any] = field(default_factory=dict)
@@ -76,6 +78,7 @@ class LatencyPredictor:
             raise DatasetError(f"a predictor is of one runtime, the dataset has {', '.join(runtimes)}; train one each")
         instances = layer_instances(engines, dataset.layers_at(self.level))
         times = _layer_times(instances, engines, dataset)
+        self.transfers_ = Transfers()
         self._fit_stages(engines, instances, times)
         self.contrast_ = Contrast().fit(engines, layer_instances(engines, dataset.layers_at("node")))
         if self.folds:
@@ -131,7 +134,10 @@ class LatencyPredictor:
 
     def _latencies(self, engines: pd.DataFrame, instances: pd.DataFrame) -> np.ndarray:
         layer_s = self.layer_stage_.predict(instances)
-        return self.offsets_.apply(engines, self.engine_stage_.predict(instances, layer_s))
+        made = self.offsets_.apply(engines, self.engine_stage_.predict(instances, layer_s))
+        if self.transfers_.log_factor_:
+            made = made * np.exp(self.transfers_.of(engines, engine_features(instances, layer_s)))
+        return made
 
     def predict_engines(self, engines: pd.DataFrame, layers: pd.DataFrame) -> np.ndarray:
         """Latency of dataset rows, seconds; shape (n_engines,)."""
@@ -265,6 +271,7 @@ class LatencyPredictor:
             "layer_stage": self.layer_stage_.save(partial),
             "engine_stage": self.engine_stage_.save(partial),
             "offsets": self.offsets_.to_dict(),
+            "transfers": self.transfers_.to_dict(),
             "residuals": self.residuals_.to_dict(),
             "contrast": self.contrast_.to_dict(),
             "facts": self.facts_,
@@ -294,6 +301,7 @@ class LatencyPredictor:
                 layer_stage_=LayerStage.load(path, manifest["layer_stage"], drop),
                 engine_stage_=EngineStage.load(path, manifest["engine_stage"], drop),
                 offsets_=Offsets.from_dict(manifest["offsets"]),
+                transfers_=Transfers.from_dict(manifest["transfers"]),
                 residuals_=Residuals.from_dict(manifest["residuals"]),
                 contrast_=Contrast.from_dict(manifest["contrast"]),
                 facts_=manifest["facts"],

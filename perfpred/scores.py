@@ -8,7 +8,6 @@ from typing import Any, Final
 
 import numpy as np
 import pandas as pd
-from scipy.stats import kendalltau
 
 from perfpred.errors import DatasetError
 
@@ -86,6 +85,8 @@ def cells(engines: pd.DataFrame, columns: Sequence[str]) -> pd.Series[str]:
 
 def _ranks(engines: pd.DataFrame, measured: np.ndarray, predicted: np.ndarray) -> dict[str, Any]:
     """Rank figures within each cell, never across devices."""
+    from scipy.stats import kendalltau  # here, since a predictor imports this module and this import is slow
+
     taus, right, pairs = [], 0.0, 0
     for rows in pd.Series(range(len(engines))).groupby(cells(engines, RANKING_CELL).to_numpy()).indices.values():
         chosen = rows[:: max(1, -(-len(rows) // _MOST_RANKED))]  # the pairs of thousands would say no more

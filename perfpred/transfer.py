@@ -1,0 +1,329 @@
+"""Transfer to one's own device: a few measurements correct a predictor for a device it hardly knows.
+
+The correction is a log factor, linear in a few features of the engine, with a Gaussian prior: one measurement moves
+the scale alone, tens of them also tell short layers from long and convolutions from attention. There is no switch
+between the two; what the measurements can't tell stays at the prior. The same prior says which networks are most
+worth measuring: those that leave the least variance of the correction over all networks.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field, replace
+from typing import TYPE_CHECKING, Any, Final
+
+import numpy as np
+import pandas as pd
+from joblib import Parallel, delayed
+
+from perfpred.calibration import Residuals
+from perfpred.contrast import Contrast
+from perfpred.dataset import Dataset
+from perfpred.errors import DatasetError, UsageError
+from perfpred.features import engine_features
+from perfpred.instances import device_of, layer_instances
+from perfpred.scores import concordant
+from perfpred.splits import Split, networks, scorable, splits, subset
+
+if TYPE_CHECKING:
+    from perfpred.predictor import LatencyPredictor
+
+#: Features of the correction, with what one unit of each is worth: about the spread among common networks.
+_UNITS: Final[Mapping[str, float]] = {
+    "totals:time": 1.5,
+    "totals:layer_time": 0.7,
+    "totals:compute_share": 0.2,
+    "shape:batch_size": 1.0,
+    "shape:share_conv": 0.3,
+    "shape:share_depthwise_conv": 0.15,
+    "shape:share_gemm": 0.3,
+    "shape:share_attention": 0.2,
+    "precision:fp16": 0.5,
+    "precision:int8": 0.5,
+}
+#: Prior standard deviations, log scale: a device's factor, and its change over one unit of a feature.
+_SCALE_SD: Final = 0.5
+_SLOPE_SD: Final = 0.05
+_NOISE_SD: Final = 0.12
+#: The predictor's own residuals count as much as this many measurements in the width of new intervals.
+_PRIOR_ROWS: Final = 10
+
+
+@dataclass
+class Transfers:
+    """Log factor by device: `{device: {feature: slope, "": intercept}}`."""
+
+    log_factor_: dict[str, dict[str, float]] = field(default_factory=dict)
+
+    def of(self, engines: pd.DataFrame, features: pd.DataFrame) -> np.ndarray:
+        """Log factor of each engine; shape (n_engines,), zero on devices never calibrated."""
+        made = np.zeros(len(engines))
+        device = engines["device"].to_numpy()
+        for slug, slopes in self.log_factor_.items():
+            here = device == slug
+            made[here] = _log_factor(slopes, features[here])
+        return made
+
+    def to_dict(self) -> dict[str, Any]:
+        """JSON form."""
+        return {"log_factor": self.log_factor_}
+
+    @classmethod
+    def from_dict(cls, facts: Mapping[str, Any]) -> Transfers:
+        """From the JSON form."""
+        return cls({device: dict(slopes) for device, slopes in facts["log_factor"].items()})
+
+
+@dataclass(frozen=True, kw_only=True)
+class Correction:
+    """A device's log factor learned from measurements, and the residuals left when each is left out in turn."""
+
+    slopes: dict[str, float]
+    left_out: np.ndarray
+
+    def of(self, features: pd.DataFrame) -> np.ndarray:
+        """Log factor of engines; shape (n_engines,)."""
+        return _log_factor(self.slopes, features)
+
+
+def _log_factor(slopes: Mapping[str, float], features: pd.DataFrame) -> np.ndarray:
+    names = [name for name in slopes if name]
+    made: np.ndarray = slopes[""] + features[names].to_numpy(float) @ np.array([slopes[name] for name in names])
+    return made
+
+
+def correction(features: pd.DataFrame, residual: np.ndarray) -> Correction:
+    """Bayesian linear regression of log residuals on a few features.
+
+    Args:
+        features: Of measured engines, as of `engine_features`.
+        residual: `log(measured / predicted)`, shape (n_engines,).
+    """
+    names = [name for name in _UNITS if name in features]
+    centre = features[names].mean()
+    design = _design(features, names, centre)
+    variance = _prior(len(names))
+    covariance = design @ (variance[:, None] * design.T)
+    inverse = np.linalg.inv(covariance + _NOISE_SD**2 * np.eye(len(design)))
+    weights = variance * (design.T @ (inverse @ residual))
+    slopes = {name: float(w / _UNITS[name]) for name, w in zip(names, weights[1:], strict=True)}
+    intercept = float(weights[0]) - sum(slopes[name] * float(centre[name]) for name in names)
+    return Correction(slopes={"": intercept, **slopes}, left_out=(inverse @ residual) / np.diag(inverse))
+
+
+def _design(features: pd.DataFrame, names: Sequence[str], centre: pd.Series[float]) -> np.ndarray:
+    units = np.array([_UNITS[name] for name in names])
+    scaled = (features[list(names)].to_numpy(float) - centre.to_numpy(float)) / units
+    return np.column_stack([np.ones(len(features)), scaled])
+
+
+def _prior(n_features: int) -> np.ndarray:
+    return np.array([_SCALE_SD**2, *[_SLOPE_SD**2] * n_features])
+
+
+def calibrated(predictor: LatencyPredictor, measurements: Dataset, device: str) -> LatencyPredictor:
+    """A predictor corrected by measurements of one device; the one given stays as it is.
+
+    Args:
+        predictor: Trained; for a device calibrated before, the new measurements replace the old ones.
+        measurements: At least one good engine on the device, of the predictor's runtime.
+        device: Slug.
+
+    Raises:
+        DatasetError: No measured engine on the device, or of another runtime.
+    """
+    rows = scorable(measurements)
+    here = rows.engines["device"].eq(device).to_numpy()
+    if not here.any():
+        found = ", ".join(sorted(rows.engines["device"].unique())) or "no measured engine"
+        raise DatasetError(f"the measurements hold nothing of device '{device}' but {found}; name it with --device")
+    rows = subset(rows, np.flatnonzero(here))
+    runtimes = set(rows.engines["runtime"])
+    if runtimes != {predictor.facts_["runtime"]}:
+        raise DatasetError(
+            f"the predictor is of runtime {predictor.facts_['runtime']}, the measurements of "
+            f"{', '.join(sorted(runtimes))}; collect with --runtime {predictor.facts_['runtime']}"
+        )
+    others = {slug: slopes for slug, slopes in predictor.transfers_.log_factor_.items() if slug != device}
+    bare = replace(predictor, transfers_=Transfers(others))
+    residual = np.log(rows.engines["latency_s"].to_numpy(float) / bare.predict_engines(rows.engines, rows.layers))
+    learned = correction(_features(bare, rows), residual)
+    counts = (rows.engines["precision"] + "/" + rows.engines["latency_kind"]).value_counts()
+    own = rows.engines[rows.engines["device_json"].notna()]
+    hosts = {device: device_of(dict(own.iloc[0])).to_dict()} if len(own) else {}
+    facts = bare.facts_ | {
+        "cells": bare.facts_.get("cells", {}) | {device: {str(cell): int(n) for cell, n in counts.items()}},
+        "hosts": bare.facts_.get("hosts", {}) | hosts,
+        "calibrated": bare.facts_.get("calibrated", {}) | {device: len(rows.engines)},
+    }
+    nodes = layer_instances(rows.engines, rows.layers_at("node"))
+    return replace(
+        bare,
+        transfers_=Transfers(others | {device: learned.slopes}),
+        residuals_=_widened(bare.residuals_, rows.engines, learned.left_out),
+        contrast_=_recalibrated(bare.contrast_, Contrast().fit(rows.engines, nodes)),
+        facts_=facts,
+    )
+
+
+def _features(predictor: Any, rows: Dataset) -> pd.DataFrame:
+    instances = layer_instances(rows.engines, rows.layers_at(predictor.level))
+    return engine_features(instances, predictor.layer_stage_.predict(instances))
+
+
+def _recalibrated(old: Contrast, new: Contrast) -> Contrast:
+    """Baselines of the measured groups as the measurements have them, the others as before."""
+    made = {
+        name: fitted | {group: one for group, one in new.fitted_.get(name, {}).items() if group}
+        for name, fitted in old.fitted_.items()
+    }
+    return Contrast(made)
+
+
+def _widened(residuals: Residuals, engines: pd.DataFrame, left_out: np.ndarray) -> Residuals:
+    """Residuals of the calibrated device: the shape known before, as wide as the measurements left out say."""
+    made = Residuals(dict(residuals.grids_), dict(residuals.rows_))
+    for kind, rows in engines.reset_index(drop=True).groupby("latency_kind").indices.items():
+        grid = np.asarray(residuals.grids_.get(str(kind)) or residuals.grids_.get("") or [])
+        if not len(grid):
+            continue
+        spread = float(np.sqrt(np.mean(grid**2)))
+        seen = np.sum(left_out[rows] ** 2)
+        wide = np.sqrt((_PRIOR_ROWS * spread**2 + seen) / (_PRIOR_ROWS + len(rows)))
+        key = f"{engines['device'].iloc[0]}|{kind}"
+        made.grids_[key] = (grid * wide / spread).tolist()
+        made.rows_[key] = _PRIOR_ROWS + len(rows)
+    return made
+
+
+def choose_calibration(features: pd.DataFrame, count: int) -> list[int]:
+    """Positions of the networks most worth measuring on a new device, the most telling first.
+
+    Greedy: each next one leaves the least variance of the correction, summed over all networks, under a prior that
+    trusts the scale least and every standardised feature equally.
+
+    Args:
+        features: One row a network, such as `corpus_features` or `engine_features`; shape (n_networks, n_features).
+        count: How many to choose, at most n_networks.
+
+    Raises:
+        UsageError: `count` is not between 1 and the number of networks.
+    """
+    if not 1 <= count <= len(features):
+        raise UsageError(f"can't choose {count} of {len(features)} networks; give a number from 1 to {len(features)}")
+    values = features.to_numpy(float)
+    spread = values.std(axis=0)
+    scaled = (values - values.mean(axis=0)) / np.where(spread > 0, spread, 1.0)
+    design = np.column_stack([np.ones(len(scaled)), scaled])
+    covariance = np.diag(_prior(scaled.shape[1]))
+    chosen: list[int] = []
+    for _ in range(count):
+        projected = design @ covariance
+        own = np.einsum("ij,ij->i", projected, design) + _NOISE_SD**2
+        gain = ((design @ projected.T) ** 2).sum(axis=0) / own
+        gain[chosen] = -np.inf
+        best = int(gain.argmax())
+        chosen.append(best)
+        covariance -= np.outer(projected[best], projected[best]) / own[best]
+    return chosen
+
+
+def corpus_features(networks: Sequence[Any]) -> pd.DataFrame:
+    """What the corpus table says of networks, for `choose_calibration`; no graph is read.
+
+    Args:
+        networks: Rows with `gflops`, `params`, `nodes` and `inputs`, as `perfpred.corpus.CorpusNetwork`.
+
+    Returns:
+        Logarithms of work, parameters and nodes, and of work per parameter and per node.
+    """
+    work = np.log([max(n.gflops or 0.0, 1e-3) for n in networks])
+    params = np.log([max(n.params, 1e3) for n in networks])
+    nodes = np.log([max(n.nodes, 1) for n in networks])
+    return pd.DataFrame(
+        {
+            "work": work,
+            "params": params,
+            "nodes": nodes,
+            "work_per_param": work - params,
+            "work_per_node": work - nodes,
+        }
+    )
+
+
+def kshot(
+    predictor: Any,
+    dataset: Dataset,
+    *,
+    shots: Sequence[int] = (0, 1, 3, 5, 10, 20),
+    draws: int = 20,
+    seed: int = 0,
+    devices: Sequence[str] | None = None,
+    n_jobs: int = 1,
+) -> pd.DataFrame:
+    """Scores calibration on devices left out in turn: k measurements of k networks, the other networks are scored.
+
+    Args:
+        predictor: Settings to train with, on the other devices.
+        dataset: Measured rows of several devices, partitions or modes.
+        shots: Numbers of measurements; 0 is the specification alone.
+        draws: Random choices of networks for each number.
+        seed: Of the choices.
+        devices: Places to leave out, as `perfpred.splits.places` labels them; all by default.
+        n_jobs: Processes, one place each.
+
+    Returns:
+        One row a place, k and draw: n (rows scored), mape, within_10 and concordance of the predictor, and the MAPE
+        of `scaled_roofline` and `nearest` (the same network on the nearest device) under one scale fitted on the
+        same k measurements; at k = 0 as the other devices and the specifications have it.
+    """
+    rows = scorable(dataset)
+    every = [s for s in splits(rows.engines, "device") if devices is None or s.name in devices]
+    if not every:
+        raise UsageError(f"no device {', '.join(devices or ())} to leave out; see `perfpred dataset show`")
+    parts = Parallel(n_jobs=n_jobs)(delayed(_shots)(predictor, rows, split, shots, draws, seed) for split in every)
+    return pd.DataFrame([row for part in parts for row in part])
+
+
+def _shots(
+    predictor: Any, rows: Dataset, split: Split, shots: Sequence[int], draws: int, seed: int
+) -> list[dict[str, Any]]:
+    from perfpred.evaluate import baseline_columns, nearest_columns, unfitted
+
+    fitted = unfitted(predictor)
+    fitted.fit(subset(rows, split.train))
+    asked = subset(rows, split.test)
+    measured = asked.engines["latency_s"].to_numpy(float)
+    made = {
+        "mape": fitted.predict_engines(asked.engines, asked.layers),
+        "scaled_roofline": baseline_columns(rows, [split], ["scaled_roofline"])["fused:scaled_roofline"],
+        "nearest": nearest_columns(rows, [split])["nearest"],
+    }
+    features = _features(fitted, asked)
+    network = networks(asked.engines).to_numpy()
+    random = np.random.default_rng(seed)
+    found = []
+    for k in shots:
+        for draw in range(draws if k else 1):
+            if k > len(set(network)) // 2:
+                continue
+            order = random.permutation(len(network))
+            _, firsts = np.unique(network[order], return_index=True)
+            drawn = random.choice(order[firsts], size=k, replace=False)
+            rest = ~np.isin(network, network[drawn])
+            row: dict[str, Any] = {"device": split.name, "k": k, "draw": draw, "n": int(rest.sum())}
+            for name, predicted in made.items():
+                residual = np.log(measured / predicted)
+                known = drawn[np.isfinite(residual[drawn])]
+                factor = np.zeros(len(predicted))
+                if len(known) and name == "mape":
+                    factor = correction(features.iloc[known], residual[known]).of(features)
+                elif len(known):
+                    factor += np.median(residual[known])
+                error = np.abs(predicted * np.exp(factor) / measured - 1)[rest]
+                row[name] = float(np.nanmean(error)) if np.isfinite(error).any() else None
+                if name == "mape":
+                    right, pairs = concordant(measured[rest], (predicted * np.exp(factor))[rest])
+                    row |= {"within_10": float((error <= 0.1).mean()), "concordance": right / pairs if pairs else None}
+            found.append(row)
+    return found
