@@ -437,7 +437,7 @@ class Campaign:
                 _PREPARE_TIMEOUT_S,
                 op="prepare",
                 path=str(job.path.resolve()),
-                precision=first.precision,
+                precision=first.graph_precision,
                 batch_size=first.batch_size,
                 folder=str(job.folder),
                 reference=first.check_outputs,

@@ -16,8 +16,8 @@ from onnx import ModelProto, TensorProto, external_data_helper, helper
 from perfpred.errors import NetworkError, RuntimeUnavailableError, UsageError
 from perfpred.weights import bind_batch, fill_weights, to_fp16
 
-#: Precision of the graph handed to the runtime, by the precision asked for.
-GRAPH_PRECISION = {"fp32": "fp32", "tf32": "fp32", "fp16": "fp16", "int8": "int8"}
+#: Precisions a graph can be given; int8 is ONNX Runtime's dynamic quantisation.
+GRAPH_PRECISIONS = ("fp32", "fp16", "int8")
 SUFFIXES = (".onnx", ".onnx.zst")
 
 
@@ -134,7 +134,7 @@ def prepare(path: Path, *, precision: str, batch_size: int, folder: Path, seed: 
 
     Args:
         path: Plain or compressed graph, with or without weights.
-        precision: One of `GRAPH_PRECISION`.
+        precision: One of `GRAPH_PRECISIONS`.
         batch_size: Value of the symbolic batch axis.
         folder: Where to write; made if missing.
         seed: Of weights and inputs.
@@ -142,10 +142,10 @@ def prepare(path: Path, *, precision: str, batch_size: int, folder: Path, seed: 
     Returns:
         Path of the model.
     """
-    if precision not in GRAPH_PRECISION:
-        raise UsageError(f"precision '{precision}' can't be prepared; known: {', '.join(GRAPH_PRECISION)}")
+    if precision not in GRAPH_PRECISIONS:
+        raise UsageError(f"a graph can't be prepared in '{precision}'; known: {', '.join(GRAPH_PRECISIONS)}")
     model = bind_batch(load_filled(path, seed), batch_size)
-    if GRAPH_PRECISION[precision] == "fp16":
+    if precision == "fp16":
         model = to_fp16(model)
     folder.mkdir(parents=True, exist_ok=True)
     target = folder / "model.onnx"
@@ -153,7 +153,7 @@ def prepare(path: Path, *, precision: str, batch_size: int, folder: Path, seed: 
         onnx.save(model, target, save_as_external_data=True, location="model.data", size_threshold=1024)
     else:
         target.write_bytes(model.SerializeToString())
-    if GRAPH_PRECISION[precision] == "int8":
+    if precision == "int8":
         target = folder / "model_int8.onnx"
         quantize_dynamically(folder / "model.onnx", target)
     save_arrays(folder / "inputs.npz", make_inputs(model, seed))

@@ -61,14 +61,19 @@ class Unit:
             raise UsageError(f"batch size {self.batch_size} is not positive")
 
     @property
+    def graph_precision(self) -> str:
+        """Precision of the graph handed to the runtime: a weakly typed builder converts a float32 graph itself."""
+        if self.precision == "tf32":
+            return "fp32"
+        if self.runtime == "onnxruntime":
+            return self.precision
+        weak = self.options.get("typing", "strong" if self.runtime == "tensorrt-rtx" else "weak") == "weak"
+        return "fp32" if weak or self.precision in ("int8", "fp8") else self.precision
+
+    @property
     def preparation(self) -> tuple[str, str, int, bool]:
         """Units that agree in this can share one prepared model."""
-        return (
-            self.network,
-            self.precision if self.precision != "tf32" else "fp32",
-            self.batch_size,
-            self.check_outputs,
-        )
+        return (self.network, self.graph_precision, self.batch_size, self.check_outputs)
 
 
 def engine_key(unit: Unit, *, graph: str, device: str, device_sms: int | None) -> dict[str, Any]:

@@ -31,6 +31,7 @@ from perfpred.errors import PerfpredError, UsageError
 from perfpred.host import detect_host
 from perfpred.prepare import prepare, read_inputs, save_arrays
 from perfpred.runtimes import onnxruntime as ort
+from perfpred.runtimes import tensorrt
 from perfpred.unit import Unit, unit_from_json
 
 _PR_SET_PDEATHSIG = 1
@@ -166,8 +167,17 @@ class Worker:
     def _build_gpu(self, unit: Unit, model: Path) -> _Built:
         stream = self.cuda.partition_stream(unit.sm_count)
         free_before, _ = self.cuda.memory()
+        build = self._build_onnxruntime if unit.runtime == "onnxruntime" else self._build_tensorrt
+        engine, facts = build(unit, model, stream)
+        engine.enqueue(stream)
+        self.cuda.synchronize(stream)
+        facts["memory_bytes"] = max(free_before - self.cuda.memory()[0], 0)
+        return _Built(unit=unit, model=model, engine=engine, stream=stream, facts=facts)
+
+    def _build_onnxruntime(self, unit: Unit, model: Path, stream: int) -> tuple[Any, dict[str, Any]]:
         options = dict(unit.options)
-        if unit.layers and kernels.available():
+        profiled = unit.layers and kernels.available()
+        if profiled:
             kernels.warm_up()
         engine = ort.build_cuda(
             model,
@@ -178,16 +188,20 @@ class Worker:
             optimisation=unit.optimisation,
             provider=options.pop("provider", "cuda"),
             options=options,
-            profile=Path(self._scratch.name) / "profile" if unit.layers and kernels.available() else None,
+            profile=Path(self._scratch.name) / "profile" if profiled else None,
         )
-        engine.enqueue(stream)
-        self.cuda.synchronize(stream)
-        facts = {
-            "provider_options": ort.provider_options(engine.session),
-            "typing": "strong",
-            "memory_bytes": max(free_before - self.cuda.memory()[0], 0),
-        }
-        return _Built(unit=unit, model=model, engine=engine, stream=stream, facts=facts)
+        return engine, {"provider_options": ort.provider_options(engine.session), "typing": "strong"}
+
+    def _build_tensorrt(self, unit: Unit, model: Path, stream: int) -> tuple[Any, dict[str, Any]]:
+        return tensorrt.build_engine(
+            model,
+            read_inputs(model),
+            runtime=unit.runtime,
+            precision=unit.precision,
+            optimisation=unit.optimisation,
+            options=unit.options,
+            cuda=self.cuda,
+        )
 
     def _measure_gpu(self, built: _Built) -> dict[str, Any]:
         unit, engine, stream = built.unit, built.engine, built.stream
@@ -201,7 +215,9 @@ class Worker:
             begin = time.perf_counter()
             extra.update(self._layers_gpu(engine, stream))
             built.seconds["layers"] = round(time.perf_counter() - begin, 4)
-        flags = [*measurement.flags, *(["throttled"] if throttled(before, after) else [])]
+        flags = [*measurement.flags, *built.facts.pop("build_flags", ())]
+        if throttled(before, after):
+            flags.append("throttled")
         return {
             **_record(measurement, flags),
             "before": before,
@@ -303,7 +319,9 @@ def serve(worker: Any, requests: IO[str], replies: IO[str]) -> None:
         try:
             reply = {"ok": True, "value": getattr(worker, request.pop("op"))(**request)}
         except Exception as error:  # noqa: BLE001 - whatever goes wrong costs this row only, and is recorded
-            reply = {"ok": False, "error": describe(error), "fatal": not _alive(worker)}
+            # One failed TensorRT build can change what the same process builds next.
+            spoilt = request.get("unit", {}).get("runtime", "onnxruntime") != "onnxruntime"
+            reply = {"ok": False, "error": describe(error), "fatal": spoilt or not _alive(worker)}
         replies.write(json.dumps(reply) + "\n")
         replies.flush()
 
