@@ -34,6 +34,7 @@ BUILDER_MODULES = (
     "restoration",
     "keypoints",
     "sequence",
+    "conv1d",
     "audio",
     "video",
     "synthetic",

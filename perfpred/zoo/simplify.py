@@ -79,6 +79,7 @@ class _Shapes:
                 self.weights.add(tensor.name)
             else:
                 self.values[tensor.name] = numpy_helper.to_array(tensor)
+        self.used = {name for node in graph.node for name in node.input} | {value.name for value in graph.output}
         for node in graph.node:
             self._visit(node)
 
@@ -102,7 +103,8 @@ class _Shapes:
             self._known(node.output[0], value)
         elif names and all(name in self.values for name in names) and not self._scales_parameter(node, names):
             results = _evaluate(node, [self.values[name] for name in names], self.opset)
-            derived = any(name in self.computed for name in names)
+            # small parameters keep their operators: only what shapes and constants give is folded
+            derived = any(name in self.computed or name not in self.parameters for name in names)
             for name, value in zip(node.output, results, strict=True):
                 self._known(name, value) if derived else self.values.__setitem__(name, value)
                 self._set(name, value)
@@ -119,7 +121,9 @@ class _Shapes:
     def _weight(self, node: NodeProto, names: list[str]) -> None:
         """Mark what is computed from weights alone, unless it is larger than they are."""
         shapes = [self.shape(name) for name in (*names, node.output[0])]
-        if len(node.output) == 1 and all(s is not None and -1 not in s for s in shapes):
+        # Standardising a weight leaves statistics behind that nobody reads.
+        single = not any(name in self.used for name in node.output[1:])
+        if single and all(s is not None and -1 not in s for s in shapes):
             *sizes, size = (prod(s) for s in shapes if s is not None)
             if size <= sum(sizes):
                 self.weights.add(node.output[0])
@@ -228,6 +232,21 @@ class _Rewriter:
         self.chain.append(helper.make_node("Mul", [batch, constant], [f"{name}_batches"], name=f"{name}_batches"))
         return f"{name}_batches"
 
+    def scales(self, node: NodeProto) -> str | None:
+        """Scales that replace the sizes of a Resize, which hold the batch; None where rounding would differ."""
+        ends = [self.shapes[0].shape(name) for name in (node.input[0], node.output[0])]
+        if len(node.input) < 4 or any(shape is None or -1 in shape for shape in ends):
+            return None
+        before, after = (np.array(shape, np.float64) for shape in ends)
+        scales = (after / before).astype(np.float32)
+        exact = np.array_equal(np.floor(before * scales.astype(np.float64)), after)
+        return _constant(self.graph, f"{node.output[0]}_scales", scales) if exact else None
+
+    def live(self, state: str) -> bool:
+        """Whether the initial state of a recurrent node is other than the zeros it starts from anyway."""
+        value = self.shapes[0].values.get(state)
+        return value is None or bool(value.any())
+
     def weight(self, name: str) -> str | None:
         """Turn a tensor computed from weights alone into a weight of its own."""
         shapes = self.shapes[0]
@@ -249,10 +268,15 @@ def simplify(model: ModelProto) -> ModelProto:
     simple = ModelProto()
     simple.CopyFrom(model)
     graph = simple.graph
+    _bypass_identities(graph)
     rewriter = _Rewriter(simple)
     computed = rewriter.shapes[0].computed & rewriter.shapes[1].computed
     weights = rewriter.shapes[0].weights
     for node in graph.node:
+        if node.op_type == "Resize" and (scales := rewriter.scales(node)) is not None:
+            node.input[:] = [node.input[0], "", scales]
+        if node.op_type in ("LSTM", "GRU"):
+            node.input[:] = [name if index < 5 or rewriter.live(name) else "" for index, name in enumerate(node.input)]
         if node.output[0] in computed or node.output[0] in weights:
             continue
         for index, name in enumerate(node.input):
@@ -266,17 +290,26 @@ def simplify(model: ModelProto) -> ModelProto:
                 continue
             if new is not None:
                 node.input[index] = new
-    nodes = [*rewriter.chain, *graph.node]
-    replace = GraphProto()
-    replace.node.extend(nodes)
+    nodes = GraphProto()
+    nodes.node.extend([*rewriter.chain, *graph.node])
     del graph.node[:]
-    graph.node.extend(replace.node)
+    graph.node.extend(nodes.node)
     del graph.value_info[:]
-    remove_unused(graph)
+    _remove_unused(graph)
     return simple
 
 
-def remove_unused(graph: GraphProto) -> None:
+def _bypass_identities(graph: GraphProto) -> None:
+    """Let consumers of an Identity read its source."""
+    sources: dict[str, str] = {}
+    for node in graph.node:
+        for index, name in enumerate(node.input):
+            node.input[index] = sources.get(name, name)
+        if node.op_type == "Identity":
+            sources[node.output[0]] = node.input[0]
+
+
+def _remove_unused(graph: GraphProto) -> None:
     """Drop nodes and initializers that no output depends on, in place."""
     needed = {value.name for value in graph.output}
     kept = []
