@@ -255,6 +255,28 @@ class Evaluation:
             parts.append(table.assign(prediction=table["prediction"].replace("predicted_s", str(name))))
         return pd.concat(parts, ignore_index=True) if parts else pd.DataFrame()
 
+    def show(self, console: Any) -> None:
+        """Prints the scores on a rich console."""
+        from perfpred.show import table
+
+        if self.shots is not None:
+            figures = ["mape", "within_10", "concordance", "scaled_roofline", "nearest"]
+            median = self.shots.groupby(["predictor", "device", "k"])[figures].median().reset_index()
+            table(console, "median over draws", _records(median))
+            return
+        shown = [
+            "latency_kind", "prediction", "n", "mape", "median_ape", "within_5", "within_10", "kendall_tau",
+            "concordance", "coverage", "width",
+        ]  # fmt: skip
+        table(
+            console,
+            f"protocol {self.protocol}, dataset {self.dataset}, seed {self.seed}",
+            _records(self.scores()[shown]),
+        )
+        if self.noise.get("mape") is not None:
+            console.print(f"noise floor: MAPE {self.noise['mape']:.2%} between builds of the same network")
+        console.print(f"baselines calibrated per {', '.join(GRANULARITY)}")
+
     def to_dict(self) -> dict[str, Any]:
         """JSON form: scores by kind, device and lineage, with seed, digest, noise floor and granularity."""
         made: dict[str, Any] = {
@@ -288,7 +310,7 @@ def _records(table: pd.DataFrame) -> list[dict[str, Any]]:
 
 
 def evaluate(
-    predictors: Mapping[str, Any],
+    predictors: Sequence[Any],
     dataset: Dataset,
     *,
     protocol: str | None = None,
@@ -299,10 +321,10 @@ def evaluate(
     n_jobs: int = 1,
     **shots: Any,
 ) -> Evaluation:
-    """Scores predictors by name on rows they never saw.
+    """Scores predictors on rows they never saw.
 
     Args:
-        predictors: Trained ones, or with a protocol settings to train with.
+        predictors: Trained ones, or with a protocol settings to train with; told apart by their names.
         dataset: Measured rows of one runtime.
         protocol: One of `PROTOCOLS`; None scores the predictors as they are, on networks they were not trained on.
         folds: As for `out_of_sample`.
@@ -326,13 +348,13 @@ def evaluate(
         noise=noise_floor(dataset.good),
     )
     parts = []
-    for number, (name, predictor) in enumerate(predictors.items()):
+    for number, predictor in enumerate(predictors):
         if protocol == "kshot":
             from perfpred.transfer import kshot
 
-            found = kshot(predictor, dataset, seed=seed, n_jobs=n_jobs, **shots).assign(predictor=name)
+            found = kshot(predictor, dataset, seed=seed, n_jobs=n_jobs, **shots).assign(predictor=predictor.name)
         elif protocol is None:
-            found = unseen(predictor, dataset, level=level).assign(predictor=name)
+            found = unseen(predictor, dataset, level=level).assign(predictor=predictor.name)
         else:
             found = out_of_sample(
                 predictor,
@@ -343,7 +365,7 @@ def evaluate(
                 baselines=baselines if number == 0 else (),
                 level=level,
                 n_jobs=n_jobs,
-            ).assign(predictor=name)
+            ).assign(predictor=predictor.name)
         parts.append(found)
     table = pd.concat(parts, ignore_index=True)
     if protocol == "kshot":

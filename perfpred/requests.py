@@ -7,6 +7,8 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+import onnx
+
 from perfpred.cost import network_cost
 from perfpred.dataset import LATENCY_KINDS
 from perfpred.defaults import RUNTIMES, DefaultPredictors, load_predictor
@@ -80,11 +82,13 @@ class Request:
             how=how,
         )
 
-    def answers(self, path: Path) -> Iterator[tuple[str, Prediction | PerfpredError]]:
+    def answers(
+        self, source: Path | onnx.ModelProto, name: str | None = None
+    ) -> Iterator[tuple[str, Prediction | PerfpredError]]:
         """A prediction or the error, for each device in turn; the network is read once."""
         try:
             network: Network | PerfpredError = load_network(
-                path, batch_size=self.batch_size, inputs=self.inputs, name=str(path)
+                source, batch_size=self.batch_size, inputs=self.inputs, name=name or str(source)
             )
         except PerfpredError as error:
             network = error

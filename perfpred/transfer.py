@@ -8,7 +8,7 @@ worth measuring: those that leave the least variance of the correction over all 
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from typing import TYPE_CHECKING, Any, Final
 
@@ -26,6 +26,7 @@ from perfpred.scores import concordant
 from perfpred.splits import Split, networks, scorable, splits, subset
 
 if TYPE_CHECKING:
+    from perfpred.corpus import CorpusNetwork
     from perfpred.predictor import LatencyPredictor
 
 #: Features of the correction, with what one unit of each is worth: about the spread among common networks.
@@ -196,18 +197,35 @@ def _widened(residuals: Residuals, engines: pd.DataFrame, left_out: np.ndarray) 
     return made
 
 
-def choose_calibration(features: pd.DataFrame, count: int) -> list[int]:
-    """Positions of the networks most worth measuring on a new device, the most telling first.
-
-    Greedy: each next one leaves the least variance of the correction, summed over all networks, under a prior that
-    trusts the scale least and every standardised feature equally.
-
-    Args:
-        features: One row a network, such as `corpus_features` or `engine_features`; shape (n_networks, n_features).
-        count: How many to choose, at most n_networks.
+def choose_calibration(networks: Iterable[CorpusNetwork], count: int) -> list[str]:
+    """Names of the corpus networks most worth measuring on a new device, the most telling first.
 
     Raises:
         UsageError: `count` is not between 1 and the number of networks.
+    """
+    known = [n for n in networks if n.gflops]
+    work, params, nodes = (
+        np.log([max(float(v or 0), 1e-3) for v in values])
+        for values in zip(*((n.gflops, n.params, n.nodes) for n in known), strict=True)
+    )
+    table = pd.DataFrame(
+        {"work": work, "params": params, "nodes": nodes, "intensity": work - params, "depth": work - nodes}
+    )
+    return [known[row].name for row in most_telling(table, count)]
+
+
+def most_telling(features: pd.DataFrame, count: int) -> list[int]:
+    """Positions of the rows whose measurement tells most of a linear correction, the most telling first.
+
+    Greedy: each next one leaves the least variance of the correction, summed over all rows, under a prior that
+    trusts the scale least and every standardised feature equally.
+
+    Args:
+        features: One row a network, shape (n_networks, n_features).
+        count: How many to choose.
+
+    Raises:
+        UsageError: `count` is not between 1 and the number of rows.
     """
     if not 1 <= count <= len(features):
         raise UsageError(f"can't choose {count} of {len(features)} networks; give a number from 1 to {len(features)}")
@@ -226,29 +244,6 @@ def choose_calibration(features: pd.DataFrame, count: int) -> list[int]:
         chosen.append(best)
         covariance -= np.outer(projected[best], projected[best]) / own[best]
     return chosen
-
-
-def corpus_features(networks: Sequence[Any]) -> pd.DataFrame:
-    """What the corpus table says of networks, for `choose_calibration`; no graph is read.
-
-    Args:
-        networks: Rows with `gflops`, `params`, `nodes` and `inputs`, as `perfpred.corpus.CorpusNetwork`.
-
-    Returns:
-        Logarithms of work, parameters and nodes, and of work per parameter and per node.
-    """
-    work = np.log([max(n.gflops or 0.0, 1e-3) for n in networks])
-    params = np.log([max(n.params, 1e3) for n in networks])
-    nodes = np.log([max(n.nodes, 1) for n in networks])
-    return pd.DataFrame(
-        {
-            "work": work,
-            "params": params,
-            "nodes": nodes,
-            "work_per_param": work - params,
-            "work_per_node": work - nodes,
-        }
-    )
 
 
 def kshot(
