@@ -7,6 +7,7 @@ Partitions of a GPU (green contexts) need cuda-bindings.
 
 from __future__ import annotations
 
+import atexit
 import ctypes
 import importlib
 from abc import ABC, abstractmethod
@@ -426,6 +427,7 @@ class PyCuda(CudaCtypes):
         # The handle is cached: PyCUDA and every runtime then share the primary context.
         self._primary = self._pycuda.Device(device).retain_primary_context()
         self._primary.push()
+        atexit.register(self._primary.pop)  # PyCUDA aborts the process where a context is left behind
         self._kernel = self._pycuda.module_from_buffer(_SPIN_PTX).get_function("spin")
 
     def _keep(self, handle: int, thing: Any) -> int:

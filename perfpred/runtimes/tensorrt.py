@@ -207,7 +207,8 @@ def _set_target(config: trt.IBuilderConfig, options: BuildOptions) -> None:
 
 
 def _timing_cache(config: trt.IBuilderConfig, options: BuildOptions) -> trt.ITimingCache | None:
-    if not hasattr(config, "create_timing_cache"):
+    # TensorRT-RTX still has the calls, but times nothing while it builds and warns of them.
+    if not hasattr(config, "create_timing_cache") or hasattr(config, "set_compute_capability"):
         return None
     path = options.timing_cache
     stored = path.read_bytes() if path is not None and path.exists() else b""
