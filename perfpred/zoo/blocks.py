@@ -71,9 +71,7 @@ def depthwise(
     dims: int = 2,
 ) -> ConvNormAct:
     """Depthwise `ConvNormAct`."""
-    return ConvNormAct(
-        channels, channels, kernel, stride, groups=channels, dilation=dilation, act=act, dims=dims
-    )
+    return ConvNormAct(channels, channels, kernel, stride, groups=channels, dilation=dilation, act=act, dims=dims)
 
 
 def separable(
@@ -116,9 +114,7 @@ class Residual(nn.Module):
         return self.act(update + self.skip(x))
 
 
-def basic_block(
-    in_channels: int, out_channels: int, stride: int = 1, *, dilation: int = 1, dims: int = 2
-) -> Residual:
+def basic_block(in_channels: int, out_channels: int, stride: int = 1, *, dilation: int = 1, dims: int = 2) -> Residual:
     """Two 3x3 convolutions with a residual connection, as in ResNet-18 and 34."""
     changes = stride != 1 or in_channels != out_channels
     skip = ConvNormAct(in_channels, out_channels, 1, stride, act=None, dims=dims) if changes else None
@@ -129,9 +125,7 @@ def basic_block(
     return Residual(body, skip, nn.ReLU)
 
 
-def bottleneck(
-    in_channels: int, width: int, stride: int = 1, *, groups: int = 1, expansion: int = 4
-) -> Residual:
+def bottleneck(in_channels: int, width: int, stride: int = 1, *, groups: int = 1, expansion: int = 4) -> Residual:
     """1x1, 3x3, 1x1 with a residual connection, as in ResNet-50."""
     out_channels = width * expansion
     changes = stride != 1 or in_channels != out_channels
@@ -147,9 +141,7 @@ def bottleneck(
 class SqueezeExcite(nn.Module):
     """Channel attention: global mean, two pointwise convolutions, a gate."""
 
-    def __init__(
-        self, channels: int, hidden: int, act: Activation = nn.ReLU, gate: Activation = nn.Sigmoid
-    ) -> None:
+    def __init__(self, channels: int, hidden: int, act: Activation = nn.ReLU, gate: Activation = nn.Sigmoid) -> None:
         super().__init__()
         self.gate = nn.Sequential(
             nn.AdaptiveAvgPool2d(1),
@@ -264,9 +256,7 @@ def mobilenet_v2_widths(width: float = 1.0) -> list[int]:
     return [divisible(32 * width), *(divisible(c * width) for _, c, _, _ in _MOBILENET_V2)]
 
 
-def mobilenet_v2_stages(
-    width: float = 1.0, *, wanted: Sequence[int] = (2, 3, 5, 7), in_channels: int = 3
-) -> Stages:
+def mobilenet_v2_stages(width: float = 1.0, *, wanted: Sequence[int] = (2, 3, 5, 7), in_channels: int = 3) -> Stages:
     """Stem (stage 0) and the seven stages of MobileNet-v2; strides 2, 2, 4, 8, 16, 16, 32, 32."""
     widths = mobilenet_v2_widths(width)
     stages: list[nn.Module] = [ConvNormAct(in_channels, widths[0], 3, 2, act=nn.ReLU6)]

@@ -9,15 +9,7 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional
 
-from perfpred.zoo.blocks import (
-    Activation,
-    ConcatBranches,
-    ConvNormAct,
-    Residual,
-    basic_block,
-    depthwise,
-    separable,
-)
+from perfpred.zoo.blocks import Activation, ConcatBranches, ConvNormAct, Residual, basic_block, depthwise, separable
 from perfpred.zoo.own import own
 
 conv1 = partial(ConvNormAct, dims=1)

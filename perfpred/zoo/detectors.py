@@ -134,9 +134,7 @@ class Yolo(nn.Module):
         n = [max(round(d * depth), 1) for d in plan.depths]
         stems = {
             "focus": partial(Focus, w[0]),
-            "conv6": lambda: nn.Sequential(
-                nn.Conv2d(3, w[0], 6, 2, 2, bias=False), nn.BatchNorm2d(w[0]), plan.act()
-            ),
+            "conv6": lambda: nn.Sequential(nn.Conv2d(3, w[0], 6, 2, 2, bias=False), nn.BatchNorm2d(w[0]), plan.act()),
             "conv3": lambda: ConvNormAct(3, w[0], 3, 2, act=plan.act),
         }
         late = plan.late or plan.block
@@ -148,9 +146,7 @@ class Yolo(nn.Module):
             down = plan.late_down if plan.late_down and index >= 2 else plan.down
             stage = late if index >= 2 else plan.block
             entered = w[index + 1]
-            self.stages.append(
-                nn.Sequential(down(channels, entered), stage(entered, outs[index], n[index], True))
-            )
+            self.stages.append(nn.Sequential(down(channels, entered), stage(entered, outs[index], n[index], True)))
             channels = outs[index]
         top: list[nn.Module] = [PyramidPool(w[4], w[4], plan.act)] if plan.pool else []
         if plan.attention:
@@ -203,9 +199,7 @@ _V11 = YoloPlan(
     head="dfl-light",
 )
 _V10 = replace(_V8, late=c2f_inverted, late_down=separate_down, attention=1, head="dfl-light")
-_V9 = YoloPlan(
-    block=gelan, depths=(2, 2, 2, 2), neck_depth=2, late_down=PoolDown, widths=(64, 128, 256, 384, 512)
-)
+_V9 = YoloPlan(block=gelan, depths=(2, 2, 2, 2), neck_depth=2, late_down=PoolDown, widths=(64, 128, 256, 384, 512))
 _V12 = replace(_V11, late=area_stage, attention=0, pool=False)
 _V6 = YoloPlan(
     block=repvgg,

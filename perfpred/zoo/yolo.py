@@ -100,10 +100,7 @@ def elan(in_channels: int, out_channels: int, blocks: int, shortcut: bool) -> nn
 def gelan(in_channels: int, out_channels: int, blocks: int, shortcut: bool) -> nn.Module:
     """GELAN of YOLOv9: two cross-stage units of 3x3 convolutions, each followed by a 3x3 convolution."""
     hidden = out_channels // 2
-    units = [
-        nn.Sequential(c3(hidden, hidden, blocks, True, kernels=(3, 3)), silu(hidden, hidden, 3))
-        for _ in range(2)
-    ]
+    units = [nn.Sequential(c3(hidden, hidden, blocks, True, kernels=(3, 3)), silu(hidden, hidden, 3)) for _ in range(2)]
     return Elan(in_channels, out_channels, units, hidden)
 
 
@@ -142,9 +139,7 @@ class ChannelGate(nn.Module):
         return x * self.gate(x)
 
 
-def csp_rep(
-    in_channels: int, out_channels: int, blocks: int, shortcut: bool, *, gate: bool = True
-) -> nn.Module:
+def csp_rep(in_channels: int, out_channels: int, blocks: int, shortcut: bool, *, gate: bool = True) -> nn.Module:
     """CSPRepResNet stage of PP-YOLOE: cross-stage block of deployed RepVGG units with channel attention."""
     hidden = out_channels // 2
 
@@ -167,10 +162,7 @@ class RepStage(nn.Module):
         hidden = out_channels // 2
         self.skip = ConvNormAct(in_channels, hidden)
         self.enter = ConvNormAct(in_channels, hidden)
-        units = [
-            nn.Sequential(ConvNormAct(hidden, hidden, 3), ConvNormAct(hidden, hidden, 3))
-            for _ in range(blocks)
-        ]
+        units = [nn.Sequential(ConvNormAct(hidden, hidden, 3), ConvNormAct(hidden, hidden, 3)) for _ in range(blocks)]
         self.units = nn.ModuleList([Residual(u) if shortcut else u for u in units])
         self.last = ConvNormAct((blocks + 2) * hidden, out_channels)
 
@@ -237,9 +229,7 @@ class PartialAttention(nn.Module):
             *(
                 nn.Sequential(
                     Residual(SpatialAttention(hidden, max(hidden // 64, 1))),
-                    Residual(
-                        nn.Sequential(silu(hidden, 2 * hidden), ConvNormAct(2 * hidden, hidden, act=None))
-                    ),
+                    Residual(nn.Sequential(silu(hidden, 2 * hidden), ConvNormAct(2 * hidden, hidden, act=None))),
                 )
                 for _ in range(blocks)
             )
@@ -273,9 +263,7 @@ class AreaAttention(nn.Module):
         return fed
 
 
-def area_stage(
-    in_channels: int, out_channels: int, blocks: int, shortcut: bool, *, areas: int = 4
-) -> nn.Module:
+def area_stage(in_channels: int, out_channels: int, blocks: int, shortcut: bool, *, areas: int = 4) -> nn.Module:
     """Stage of area attention between two pointwise convolutions."""
     hidden = out_channels // 2
     parts = [AreaAttention(hidden, areas) for _ in range(2 * blocks)]

@@ -87,16 +87,12 @@ class DecoupledHead(nn.Module):
         super().__init__()
         self.bins = bins
         box_out = 4 * max(bins, 1) + int(objectness)
-        self.boxes = nn.ModuleList(
-            [nn.Sequential(box[0](c, box[1]), nn.Conv2d(box[1], box_out, 1)) for c in channels]
-        )
+        self.boxes = nn.ModuleList([nn.Sequential(box[0](c, box[1]), nn.Conv2d(box[1], box_out, 1)) for c in channels])
         self.labels = nn.ModuleList(
             [nn.Sequential(label[0](c, label[1]), nn.Conv2d(label[1], classes, 1)) for c in channels]
         )
         hidden = max(channels[0] // 4, extra)
-        towers = [
-            nn.Sequential(plain_tower(c, hidden), nn.Conv2d(hidden, extra, 1)) for c in channels if extra
-        ]
+        towers = [nn.Sequential(plain_tower(c, hidden), nn.Conv2d(hidden, extra, 1)) for c in channels if extra]
         self.extras = nn.ModuleList(towers)
         self.grid = Grid(image, [image[0] // (image[0] // s) for s in _strides(len(channels))])
         if bins:
@@ -121,9 +117,7 @@ class DecoupledHead(nn.Module):
 class AnchorHead(nn.Module):
     """One pointwise convolution per level for three anchors, decoded as in YOLOv5."""
 
-    def __init__(
-        self, channels: Sequence[int], image: tuple[int, int], *, classes: int, anchors: int = 3
-    ) -> None:
+    def __init__(self, channels: Sequence[int], image: tuple[int, int], *, classes: int, anchors: int = 3) -> None:
         super().__init__()
         self.outputs, self.anchors = 5 + classes, anchors
         self.convs = nn.ModuleList([nn.Conv2d(c, anchors * self.outputs, 1) for c in channels])
@@ -146,9 +140,7 @@ def _strides(levels: int) -> tuple[int, ...]:
     return STRIDES if levels == 3 else (*STRIDES, 64)[:levels]
 
 
-def yolo_head(
-    kind: str, channels: Sequence[int], image: tuple[int, int], classes: int, extra: int
-) -> nn.Module:
+def yolo_head(kind: str, channels: Sequence[int], image: tuple[int, int], classes: int, extra: int) -> nn.Module:
     """Head of one kind over feature maps of `channels`."""
     first = channels[0]
     if kind == "anchor":
