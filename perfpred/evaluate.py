@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import json
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field, fields
+from pathlib import Path
 from typing import Any, Final, Protocol
 
 import numpy as np
@@ -30,6 +32,11 @@ _NEAREST: Final = ("sm_count", "clock_hz", "dram_bytes_per_s", "peak_fp32", "pea
 _SHOWN: Final = (
     "engine_id", "network", "network_id", "family", "lineage", "runtime", "device", "mode", "sm_count", "precision",
     "batch_size", "latency_kind", "lab",
+)  # fmt: skip
+#: Columns of the predictions in the JSON form.
+_KEPT: Final = (
+    "predictor", "network", "family", "lineage", "device", "mode", "sm_count", "precision", "batch_size",
+    "latency_kind", "fold", "measured_s", "predicted_s", "low_s", "high_s",
 )  # fmt: skip
 
 
@@ -277,7 +284,11 @@ class Evaluation:
             console.print(f"noise floor: MAPE {self.noise['mape']:.2%} between builds of the same network")
         console.print(f"baselines calibrated per {', '.join(GRANULARITY)}")
 
-    def to_dict(self) -> dict[str, Any]:
+    def save(self, path: str | Path) -> None:
+        """Writes the JSON form, predictions included, for `perfpred report`."""
+        Path(path).write_text(json.dumps(self.to_dict(predictions=True)) + "\n", encoding="utf-8")
+
+    def to_dict(self, *, predictions: bool = False) -> dict[str, Any]:
         """JSON form: scores by kind, device and lineage, with seed, digest, noise floor and granularity."""
         made: dict[str, Any] = {
             "format": FORMAT,
@@ -298,6 +309,7 @@ class Evaluation:
             "by_device": _records(self.scores(["latency_kind", *place, "precision"])),
             "by_lineage": _records(self.scores(["lineage"])),
             "by_fold": _records(self.scores(["fold"])),
+            **({"predictions": _records(self.predictions[list(_KEPT)])} if predictions else {}),
         }
 
 
