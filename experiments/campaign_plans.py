@@ -3,9 +3,9 @@
 Command: python experiments/campaign_plans.py
 Output: datasets/gpu-onnxruntime/plan-h100.json, plan-h200.json, plan-rebuilds.json and datasets/cpu-onnxruntime/plan.json
 
-Every network meets every partition on one GPU and the whole device on the other; precisions, batch sizes, kernel
-traces and further options are sampled by a hash of the name, so that a plan grows with the corpus without changing
-what was planned before. Networks come in an order of that hash too: a campaign that stops early covers all lineages.
+Every family meets every partition, its networks by turns; precisions, batch sizes, kernel traces and further options
+are sampled by a hash of the name. Networks come in rounds, one of each family at a time: a campaign that stops early
+covers all families.
 """
 
 from __future__ import annotations
@@ -49,44 +49,46 @@ def fits(flops: float, batch_size: int, sm_count: int | None) -> bool:
     return flops * batch_size / ((sm_count or 132) * SM_FLOPS) < LONGEST_S
 
 
-def h100_units(name: str, flops: float) -> Iterator[Unit]:
-    """Units of one network on the GPU that carries the partitions."""
-    traced = {None, 16, choose(name, "trace", (64, 32, 8))}
-    detail = draw(name, "detail") < 0.1
-    for sms in PARTITIONS:
+def h100_units(network: CorpusNetwork, flops: float, place: int, siblings: int) -> Iterator[Unit]:
+    """Units of one network on the GPU that carries the partitions.
+
+    `place` numbers the network among the `siblings` of its family: partitions are dealt out in turn, so that every
+    family meets every one.
+    """
+    name = network.name
+    share = max(2, -(-len(PARTITIONS) // siblings))
+    for turn in range(share):
+        sms = PARTITIONS[(place * share + turn) % len(PARTITIONS)]
         if fits(flops, 1, sms):
-            yield Unit(network=name, precision="fp16", sm_count=sms, layers=sms in traced, detail=detail)
-    if draw(name, "off") < 0.2:
+            yield Unit(network=name, precision="fp16", sm_count=sms, layers=True, detail=draw(name, "detail") < 0.1)
+    if draw(name, "off") < 0.12:
         yield Unit(network=name, precision="fp16", optimisation="off")
-        yield Unit(network=name, precision="fp16", optimisation="off", sm_count=16)
-    some = choose(name, "tf32", (64, 32, 16, 8))
-    for sms in (None, some):
-        if fits(2 * flops, 1, sms):
-            yield Unit(network=name, precision="tf32", sm_count=sms, layers=sms is None)
-    if draw(name, "fp32") < 0.15:
-        for sms in (None, 16):
-            if fits(4 * flops, 1, sms):
-                yield Unit(network=name, precision="fp32", sm_count=sms)
-    batch = choose(name, "batch", (4, 8, 32))
-    for sms in (None, choose(name, "batch-sms", (64, 32, 16, 8))):
-        if fits(flops, batch, sms):
-            yield Unit(network=name, precision="fp16", batch_size=batch, sm_count=sms, layers=sms is None)
+    sms = PARTITIONS[(place + int(5 * draw(network.family, "tf32"))) % len(PARTITIONS)]
+    if fits(2 * flops, 1, sms):
+        yield Unit(network=name, precision="tf32", sm_count=sms, layers=draw(name, "trace") < 0.3)
+    if draw(name, "fp32") < 0.1 and fits(4 * flops, 1, sms):
+        yield Unit(network=name, precision="fp32", sm_count=sms)
+    batch, sms = choose(name, "batch", (4, 8, 32)), choose(name, "batch-sms", PARTITIONS)
+    if draw(name, "batched") < 0.6 and fits(flops, batch, sms):
+        yield Unit(network=name, precision="fp16", batch_size=batch, sm_count=sms, layers=draw(name, "trace") < 0.5)
 
 
-def h200_units(name: str, flops: float) -> Iterator[Unit]:
-    """Units of one network on the second GPU."""
-    yield Unit(network=name, precision="fp16", layers=draw(name, "h200-trace") < 0.3)
-    some = choose(name, "h200", (64, 32, 16, 8))
-    if fits(flops, 1, some):
-        yield Unit(network=name, precision="fp16", sm_count=some)
-    yield Unit(network=name, precision="tf32")
+def h200_units(network: CorpusNetwork, flops: float, place: int, siblings: int) -> Iterator[Unit]:
+    """Units of one network on the second GPU; the arguments are those of `h100_units`."""
+    name = network.name
+    sms = PARTITIONS[place % len(PARTITIONS)] if place % 2 else None
+    if fits(flops, 1, sms):
+        yield Unit(network=name, precision="fp16", sm_count=sms, layers=draw(name, "h200-trace") < 0.3)
     batch = choose(name, "h200-batch", (8, 8, 32))
-    if fits(flops, batch, None):
+    if draw(name, "h200-second") < 0.6 and fits(flops, batch, None):
         yield Unit(network=name, precision="fp16", batch_size=batch)
+    elif fits(2 * flops, 1, sms):
+        yield Unit(network=name, precision="tf32", sm_count=sms)
 
 
-def cpu_units(name: str, flops: float) -> Iterator[Unit]:
-    """Units of one network on a CPU."""
+def cpu_units(network: CorpusNetwork, flops: float, place: int, siblings: int) -> Iterator[Unit]:
+    """Units of one network on a CPU; the arguments are those of `h100_units`."""
+    name = network.name
     if flops < 25e9:
         yield Unit(network=name, precision="fp32", target="cpu", layers=True)
         if draw(name, "cpu-off") < 0.15:
@@ -95,10 +97,23 @@ def cpu_units(name: str, flops: float) -> Iterator[Unit]:
             yield Unit(network=name, precision="int8", target="cpu")
 
 
+def _in_turn(corpus: Corpus) -> list[CorpusNetwork]:
+    """Networks in rounds: the first of each family, then the second, each round in the order of a hash."""
+    rank: dict[str, int] = {}
+    rounds = []
+    for network in sorted(corpus, key=lambda n: draw(n.name, "order")):
+        rank[network.family] = rank.get(network.family, -1) + 1
+        rounds.append((rank[network.family], len(rounds), network))
+    return [network for _, _, network in sorted(rounds, key=lambda r: r[:2])]
+
+
 def main() -> None:
     """Writes the four plans."""
     corpus = Corpus.load()
-    networks: list[CorpusNetwork] = sorted(corpus, key=lambda n: draw(n.name, "order"))
+    networks = _in_turn(corpus)
+    families: dict[str, list[str]] = {}
+    for network in networks:
+        families.setdefault(network.family, []).append(network.name)
     flops = {}
     for network in networks:
         flops[network.name] = (
@@ -109,8 +124,14 @@ def main() -> None:
     gpu, cpu = ROOT / "gpu-onnxruntime", ROOT / "cpu-onnxruntime"
     gpu.mkdir(exist_ok=True)
     cpu.mkdir(exist_ok=True)
-    for path, units_of in ((gpu / "plan-h100.json", h100_units), (gpu / "plan-h200.json", h200_units), (cpu / "plan.json", cpu_units)):
-        plan = Plan(units=tuple(u for n in networks for u in units_of(n.name, flops[n.name])))
+    plans = {gpu / "plan-h100.json": h100_units, gpu / "plan-h200.json": h200_units, cpu / "plan.json": cpu_units}
+    for path, units_of in plans.items():
+        units = []
+        for network in networks:
+            siblings = families[network.family]
+            place = siblings.index(network.name)
+            units += units_of(network, flops[network.name], place, len(siblings))
+        plan = Plan(units=tuple(units))
         plan.save(path)
         print(f"{path.relative_to(ROOT)}: {len(plan.units)} engines of {len(networks)} networks")
     known = {n.name for n in networks}
@@ -119,7 +140,7 @@ def main() -> None:
             Unit(network=name, precision="fp16", rebuild=i, check_outputs=True, layers=True)
             for name in REBUILT
             if name in known
-            for i in range(1, 11)
+            for i in range(10)
         )
     )
     rebuilds.save(gpu / "plan-rebuilds.json")
