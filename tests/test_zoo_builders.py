@@ -11,7 +11,7 @@ torch = pytest.importorskip("torch")
 from perfpred import zoo  # noqa: E402
 from perfpred.zoo import draw, synthetic  # noqa: E402
 
-SPECS = {spec.name: spec for spec in zoo.specs() if spec.licence == "own builder, MIT"}
+SPECS = {spec.name: spec for spec in zoo.specs() if spec.licence == "own builder, Apache-2.0"}
 # parameters as published for each architecture (batch normalisation's running statistics are no parameters)
 PUBLISHED_PARAMETERS = {
     "classic.mobilenet-v1-1.0": 4_231_976,

@@ -9,7 +9,7 @@ from torch import nn
 
 from perfpred.zoo import NetworkSpec, register
 
-LICENCE = "own builder, MIT"
+LICENCE = "own builder, Apache-2.0"
 
 
 def own(
