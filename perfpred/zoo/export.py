@@ -98,7 +98,7 @@ def _trace(module: torch.nn.Module, inputs: tuple[torch.Tensor, ...], names: tup
 
 def finish(model: ModelProto, name: str) -> ModelProto:
     """Simplify, strip and tidy an exported graph."""
-    graph = simplify(model).graph
+    graph = simplify(strip_weights(model)).graph
     for node in graph.node:
         node.ClearField("doc_string")
     graph.name = name

@@ -43,6 +43,7 @@ def _timm(name: str) -> Built:
 def _torchvision(name: str) -> Built:
     import torchvision
 
+    torch.backends.mha.set_fastpath_enabled(False)  # the fused path has no ONNX form
     builder, size, arguments = _split(name)
     inception = builder in ("googlenet", "inception_v3")
     options: dict[str, Any] = {"aux_logits": False, "init_weights": False} if inception else {}
