@@ -102,6 +102,7 @@ def run_plan(
     settings = Settings(
         commands=commands,
         workers=workers_per_gpu if targets == {"gpu"} else 1,
+        clear=targets == {"gpu"},
         preparers=ahead,
         row_timeout_s=row_timeout_s,
         deadline_s=deadline_s,

@@ -100,6 +100,13 @@ class Worker:
 
     # Requests ---------------------------------------------------------------------------------------------
 
+    def clear(self) -> None:
+        """Run something short on the GPU, so that it forgets the partitions other processes have used."""
+        stream = self.cuda.partition_stream(None)
+        for _ in range(3):
+            self.cuda.spin(stream, 1e-4)
+            self.cuda.synchronize(stream)
+
     def hello(self) -> dict[str, Any]:
         """Describe the device."""
         if self.target == "cpu":

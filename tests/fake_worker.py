@@ -53,7 +53,9 @@ def main() -> None:
         request = json.loads(line)
         operation = request.pop("op")
         try:
-            if operation == "hello":
+            if operation == "clear":
+                value = None
+            elif operation == "hello":
                 value = {"device": "fake-gpu", "device_name": "Fake", "sms": 132}
             else:
                 value = {"build": build, "measure": measure, "prepare": prepare}[operation](**request)

@@ -1,6 +1,7 @@
 from __future__ import annotations
 
 import contextlib
+import dataclasses
 import errno
 import json
 import os
@@ -81,8 +82,8 @@ def test_workers_sharing_a_device_measure_one_at_a_time(tmp_path: Path, monkeypa
     monkeypatch.setenv("FAKE_ROW_S", "0.02")
     paths = networks(tmp_path / "nets", *(f"n{i}" for i in range(20)), "hang", "crash")
     run = campaign(grid(paths), paths, tmp_path / "out", row_timeout_s=0.5)
-    object.__setattr__(run._settings, "workers", 3)
-    run = Campaign(list(grid(paths)), paths, RawStore(tmp_path / "out"), run._settings)
+    settings = dataclasses.replace(run._settings, workers=3, clear=True)
+    run = Campaign(list(grid(paths)), paths, RawStore(tmp_path / "out"), settings)
     begin = time.monotonic()
     progress = run.run()
     assert progress.good == 20
