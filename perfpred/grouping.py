@@ -34,23 +34,15 @@ class Graph:
         self.labels = [labels_of(node) for node in nodes]
         self.producers: list[list[int]] = []
         self.consumers: list[list[int]] = [[] for _ in nodes]
-        # A quantised weight is written by a node of its own, which belongs to whoever reads the weight.
-        self.constant: list[int] = []
         writer: dict[str, int] = {}
         for i, node in enumerate(nodes):
             found: list[int] = []
-            live = False
-            for t in node.inputs:
-                if t is None:
-                    continue
-                live = live or not t.constant
+            for t in node.activations:
                 p = writer.get(t.name)
                 if p is not None and p not in found:
                     found.append(p)
                     self.consumers[p].append(i)
             self.producers.append(found)
-            if not live and node.inputs:
-                self.constant.append(i)
             for t in node.outputs:
                 writer[t.name] = i
         for i in range(len(nodes)):
@@ -104,12 +96,6 @@ class Unit:
 def chain_units(graph: Graph, rules: Sequence[Chain]) -> list[Unit]:
     """Groups made by the first chain that joins anything to each node; the other nodes alone."""
     taken = [False] * len(graph.nodes)
-    attached: dict[int, list[int]] = {}
-    for i in reversed(graph.constant):
-        readers = graph.consumers[i]
-        if readers:
-            taken[i] = True
-            attached.setdefault(readers[0], []).extend([i, *attached.pop(i, ())])
     opened = {rule.name for rule in rules if rule.open}
     compiled = [(rule, compile_pattern(rule.pattern)) for rule in rules]
     by_labels: dict[Labels, list[tuple[Chain, tuple[Word, ...]]]] = {}
@@ -128,12 +114,9 @@ def chain_units(graph: Graph, rules: Sequence[Chain]) -> list[Unit]:
             if len(found) > 1 or len(found) == len(words):
                 members, name = found, rule.name
                 break
-        last = members[-1]
-        for m in tuple(members) if attached else members:
+        for m in members:
             taken[m] = True
-            if m in attached:
-                members = [*members, *attached[m]]
-        units.append((i if name in opened else last, Unit(members, name)))
+        units.append((i if name in opened else members[-1], Unit(members, name)))
     # A closed chain is read at its last node alone and an open one reads nothing younger than its first, so sorted
     # by these nodes the groups can run.
     units.sort(key=lambda pair: pair[0])
