@@ -185,7 +185,7 @@ def _remove_abandoned(parent: Path) -> None:
             shutil.rmtree(folder, ignore_errors=True)
 
 
-class _Device:
+class Device:
     """A device and the workers that share it: while one measures, the others are stopped.
 
     Building is mostly work for the host, so several workers build at once; a stopped process submits nothing, and
@@ -235,7 +235,7 @@ class _Job:
     digest: str
     folder: Path
     model: str = ""
-    error: dict[str, str] | None = None
+    failure: dict[str, Any] | None = None
 
 
 @dataclass
@@ -261,6 +261,13 @@ class Progress:
     measure_s: float = 0.0
     wall_s: float = 0.0
     stopped: str = ""
+
+    def count(self, record: Mapping[str, Any]) -> None:
+        """Add a row that was written now."""
+        if record["status"] == "good":
+            self.good += 1
+        else:
+            self.failed[f"{record['error']['stage']}: {record['error']['class']}"] += 1
 
     @property
     def done(self) -> int:
@@ -340,7 +347,7 @@ class Campaign:
         self._jobs: queue.Queue[_Job] = queue.Queue()
         self._ready: queue.Queue[_Job | None] = queue.Queue()
         self._devices = [
-            _Device(command, self._child(command, f"clear{number}") if settings.clear else None)
+            Device(command, self._child(command, f"clear{number}") if settings.clear else None)
             for number, command in enumerate(settings.commands)
         ]
         self._workers = [device for device in self._devices for _ in range(max(1, settings.workers))]
@@ -458,9 +465,9 @@ class Campaign:
                 reference=first.check_outputs,
             )["model"]
         except RequestFailedError as error:
-            job.error = {"stage": "prepare", **error.error}
+            job.failure = failure("prepare", error.error)
         except ChildLostError as error:
-            job.error = {"stage": "prepare", "class": "ChildLostError", "message": str(error)}
+            job.failure = failure("prepare", {"class": "ChildLostError", "message": str(error)})
 
     # Measurement ------------------------------------------------------------------------------------------
 
@@ -522,7 +529,7 @@ class Campaign:
         status = self._statuses.get(identity)
         return status == "good" or (status is not None and not self._settings.retry_failed)
 
-    def _measure_job(self, device: _Device, child: Child, facts: Mapping[str, Any], job: _Job) -> None:
+    def _measure_job(self, device: Device, child: Child, facts: Mapping[str, Any], job: _Job) -> None:
         for unit in job.units:
             if self._out_of_time():
                 break
@@ -534,38 +541,65 @@ class Campaign:
                     continue
                 self._statuses[identity] = "good"  # claimed: a plan may list a unit twice
             record = self._outcome(device, child, unit, job)
-            labels = {"engine_id": identity, **key, "target": unit.target, "plan": unit_to_json(unit)}
-            self._store.write({**labels, **record})
+            self._store.write({**identity_of(unit, key), **record})
             with self._lock:
-                if record["status"] == "good":
-                    self.progress.good += 1
-                else:
-                    self.progress.failed[f"{record['error']['stage']}: {record['error']['class']}"] += 1
+                self.progress.count(record)
                 self._report(self.progress)
 
-    def _outcome(self, device: _Device, child: Child, unit: Unit, job: _Job) -> dict[str, Any]:
-        """Build and measure a unit: its record without identity, good or failed."""
-        if job.error:
-            return {"status": "failed", "error": job.error}
-        limit_s, stage, begin = self._settings.row_timeout_s, "build", time.monotonic()
-        try:
-            device.restart(child, fresh=unit.rebuild > 0)
-            # Others stop this worker while they measure: it has a right to their time as well.
-            child.ask(limit_s * self._settings.workers, op="build", unit=unit_to_json(unit), model=job.model)
-            self._add("build_s", time.monotonic() - begin)
-            with device.exclusive(child):
-                stage, begin = "measure", time.monotonic()
-                value = child.ask(limit_s, op="measure")
-                self._add("measure_s", time.monotonic() - begin)
-            return {"status": "good", "error": None, **value}
-        except RequestFailedError as error:
-            if error.fatal:
-                child.close(kill=True)
-            return {"status": "failed", "error": {"stage": stage, **error.error}}
-        except ChildLostError as error:
-            lost = {"stage": stage, "class": "ChildLostError", "message": str(error)}
-            return {"status": "failed", "error": lost}
-
-    def _add(self, name: str, seconds: float) -> None:
+    def _outcome(self, device: Device, child: Child, unit: Unit, job: _Job) -> dict[str, Any]:
+        if job.failure:
+            return job.failure
+        settings = self._settings
+        record, build_s, measure_s = measure_unit(
+            device, child, unit, job.model, limit_s=settings.row_timeout_s, sharing=settings.workers
+        )
         with self._lock:
-            setattr(self.progress, name, getattr(self.progress, name) + seconds)
+            self.progress.build_s += build_s
+            self.progress.measure_s += measure_s
+        return record
+
+
+def measure_unit(
+    device: Device, child: Child, unit: Unit, model: str, *, limit_s: float, sharing: int = 1
+) -> tuple[dict[str, Any], float, float]:
+    """Build and measure one unit in a child process.
+
+    Args:
+        device: Where the child works.
+        child: Worker process.
+        unit: What to measure.
+        model: Prepared model.
+        limit_s: Longest time to build and to measure.
+        sharing: Workers that share the device: others stop this one while they measure, so it gets their time as well.
+
+    Returns:
+        The record without identity, good or failed, and the seconds spent building and measuring.
+    """
+    stage, begin = "build", time.monotonic()
+    build_s = measure_s = 0.0
+    try:
+        device.restart(child, fresh=unit.rebuild > 0)
+        child.ask(limit_s * sharing, op="build", unit=unit_to_json(unit), model=model)
+        build_s = time.monotonic() - begin
+        with device.exclusive(child):
+            stage, begin = "measure", time.monotonic()
+            value = child.ask(limit_s, op="measure")
+            measure_s = time.monotonic() - begin
+        record = {"status": "good", "error": None, "cleared": device.clearer is not None, **value}
+    except RequestFailedError as error:
+        if error.fatal:
+            child.close(kill=True)
+        record = failure(stage, error.error)
+    except ChildLostError as error:
+        record = failure(stage, {"class": "ChildLostError", "message": str(error)})
+    return record, build_s, measure_s
+
+
+def identity_of(unit: Unit, key: Mapping[str, Any]) -> dict[str, Any]:
+    """What a record says of its engine, whatever came of it."""
+    return {"engine_id": engine_id(key), **key, "target": unit.target, "plan": unit_to_json(unit)}
+
+
+def failure(stage: str, error: Mapping[str, str]) -> dict[str, Any]:
+    """Record of a failed row without identity."""
+    return {"status": "failed", "error": {"stage": stage, **error}}
