@@ -24,6 +24,7 @@ from perfpred.network import Network
 _COPIES: Final = frozenset(
     {"ReorderInput", "ReorderOutput", "MemcpyToHost", "MemcpyFromHost", "Cast", "Transpose", "Reshape"}
 )
+_NOTHING: Final = frozenset({"Identity", "Dropout"})
 _KERNEL: Final = "_kernel_time"
 _BLOCKED: Final = "com.microsoft.nchwc"
 _FUSION_SUFFIX: Final = re.compile(r"/\w*Fusion/?$")
@@ -44,22 +45,33 @@ def layers_from_optimised_model(
     """
     label = source or (str(model) if isinstance(model, (str, Path)) else "optimised model")
     graph = _load(model, label).graph
-    position = {node.name: i for i, node in enumerate(network.nodes)}
+    place = {node.name: i for i, node in enumerate(network.nodes)}
     by_name = {node.name: node for node in network.nodes}
     writer = {t.name: i for i, node in enumerate(network.nodes) for t in node.outputs}
     known = {*writer, *(t.name for t in network.inputs)}
     constants = {i.name for i in graph.initializer}
-    alias: dict[str, str] = {}
+    # Known tensors behind a copy name what the copy reads; what is fused keeps its name only there.
+    alias = {
+        node.input[0]: node.output[0]
+        for node in graph.node
+        if node.op_type in _COPIES and node.output[0] in known and node.name not in by_name
+    }
+    alias = {read: written for read, written in alias.items() if read not in known and read not in constants}
     layers = []
     claimed: set[str] = set()
     for index, node in enumerate(graph.node):
         original = by_name.get(node.name) or by_name.get(_FUSION_SUFFIX.sub("", node.name))
-        if node.op_type == "Conv" and node.domain == _BLOCKED and node.output[0] not in known:
-            alias[node.output[0]] = _blocked_output(node, network, writer)
-        elif original is not None and node.output[0] not in known:
-            alias.update({o: t.name for o, t in zip(node.output, original.outputs, strict=False)})
-        elif node.op_type in _COPIES and node.output[0] not in known and node.input[0] not in constants:
-            alias[node.output[0]] = alias.get(node.input[0], node.input[0])
+        for position, output in enumerate(node.output):
+            if not output or output in known or output in alias:
+                continue
+            if node.domain == _BLOCKED and node.op_type not in _COPIES:
+                alias[output] = _blocked_output(node, network, writer)
+            elif output in by_name:
+                alias[output] = by_name[output].outputs[0].name
+            elif original is not None and position < len(original.outputs):
+                alias[output] = original.outputs[position].name
+            elif node.op_type in _COPIES and node.input[0] not in constants:
+                alias[output] = alias.get(node.input[0], node.input[0])
         reads = {alias.get(i, i) for i in node.input if i}
         writes = [alias.get(o, o) for o in node.output if o]
         behind = _behind(network, writer, writes, reads) - claimed
@@ -68,7 +80,7 @@ def layers_from_optimised_model(
             EngineLayer(
                 name=node.name or f"{node.op_type}_{index}",
                 layer_type=node.op_type if behind or node.op_type not in _COPIES else "Reformat",
-                onnx_nodes=tuple(sorted(behind, key=position.__getitem__)),
+                onnx_nodes=tuple(sorted(behind, key=place.__getitem__)),
                 inputs=tuple(EngineTensor(name=i, shape=(), dtype="unknown") for i in node.input if i not in constants),
                 outputs=tuple(EngineTensor(name=o, shape=(), dtype="unknown") for o in node.output if o),
                 attributes={"domain": node.domain},
@@ -117,12 +129,15 @@ def _load(model: str | Path | onnx.ModelProto, label: str) -> onnx.ModelProto:
 def _behind(network: Network, writer: Mapping[str, int], writes: list[str], reads: set[str]) -> set[str]:
     """Names of the original nodes between the tensors read and those written."""
     found: set[str] = set()
+    seen: set[str] = set()
     pending = [name for name in writes if name in writer and name not in reads]
     while pending:
         node = network.nodes[writer[pending.pop()]]
-        if node.name in found:
+        if node.name in seen:
             continue
-        found.add(node.name)
+        seen.add(node.name)
+        if node.op_type not in _NOTHING:
+            found.add(node.name)
         pending.extend(t.name for t in node.inputs if t is not None and t.name in writer and t.name not in reads)
     return found
 
