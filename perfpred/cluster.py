@@ -14,11 +14,13 @@ from itertools import groupby
 from pathlib import Path
 from typing import Any, Final
 
-from perfpred.campaign import (
+from perfpred.campaign import Progress
+from perfpred.child import (
+    PREPARE_TIMEOUT_S,
+    START_TIMEOUT_S,
     Child,
     ChildLostError,
     Device,
-    Progress,
     RequestFailedError,
     failure,
     identity_of,
@@ -30,8 +32,6 @@ from perfpred.prepare import graph_digest, read_graph_bytes
 from perfpred.raw import RawStore
 from perfpred.unit import Unit, engine_id, engine_key, unit_from_json, unit_to_json
 
-_START_TIMEOUT_S: Final = 120.0
-_PREPARE_TIMEOUT_S: Final = 600.0
 #: A job that took this many dask workers down with it is recorded as a failure.
 _RETRIES: Final = 3
 
@@ -40,7 +40,7 @@ def describe_device(command: Sequence[str]) -> dict[str, Any]:
     """Device of the machine this runs on; `error` where its worker process does not start."""
     child = Child(command)
     try:
-        device: dict[str, Any] = child.ask(_START_TIMEOUT_S, op="hello")
+        device: dict[str, Any] = child.ask(START_TIMEOUT_S, op="hello")
         return device
     except PerfpredError as error:
         return {"error": str(error)}
@@ -70,7 +70,7 @@ def measure_job(
         source.write_bytes(graph)
         try:
             model = child.ask(
-                _PREPARE_TIMEOUT_S,
+                PREPARE_TIMEOUT_S,
                 op="prepare",
                 path=str(source),
                 precision=wanted[0].graph_precision,

@@ -11,7 +11,8 @@ from collections.abc import Callable, Iterable, Sequence
 from pathlib import Path
 from typing import Any
 
-from perfpred.campaign import Campaign, Progress, Settings, worker_command
+from perfpred.campaign import Campaign, Progress, Settings
+from perfpred.child import worker_command
 from perfpred.errors import PerfpredError, UsageError
 from perfpred.prepare import find_networks
 from perfpred.raw import RawStore, pack, records

@@ -18,7 +18,8 @@ from pathlib import Path
 import pytest
 
 import perfpred.raw
-from perfpred.campaign import Campaign, Child, ChildLostError, Settings
+from perfpred.campaign import Campaign, Settings
+from perfpred.child import Child, ChildLostError
 from perfpred.errors import FormatError, UsageError
 from perfpred.raw import RawStore, pack, records
 from perfpred.unit import Plan, Unit, grid
