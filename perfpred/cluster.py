@@ -13,6 +13,7 @@ from collections.abc import Callable, Mapping, Sequence
 from itertools import groupby
 from pathlib import Path
 from typing import Any, Final
+from urllib.parse import urlsplit
 
 from perfpred.campaign import Progress
 from perfpred.child import (
@@ -136,7 +137,8 @@ def run_on_cluster(
         statuses = store.statuses()
         pending: dict[Any, list[tuple[Unit, dict[str, Any]]]] = {}
         for slug, device in kinds.items():
-            workers = [worker for worker, other in usable.items() if other["device"] == slug]
+            # By host, not by address: a worker that was restarted has another port.
+            hosts = {urlsplit(worker).hostname for worker, other in usable.items() if other["device"] == slug}
             for _, group in groupby(units, key=lambda unit: unit.preparation):
                 job = []
                 for unit in group:
@@ -156,7 +158,7 @@ def run_on_cluster(
                         job[0][0].network,
                         [unit_to_json(unit) for unit, _ in job],
                         row_timeout_s,
-                        workers=workers,
+                        workers=sorted(filter(None, hosts)) if len(kinds) > 1 else None,
                         pure=False,
                         retries=_RETRIES,
                     )

@@ -13,6 +13,7 @@ from typing import Any
 
 from perfpred.campaign import Campaign, Progress, Settings
 from perfpred.child import worker_command
+from perfpred.cluster import run_on_cluster
 from perfpred.errors import PerfpredError, UsageError
 from perfpred.prepare import find_networks
 from perfpred.raw import RawStore, pack, records
@@ -67,6 +68,7 @@ def run_plan(
     deadline_s: float | None = None,
     retry_failed: bool = False,
     logs: str | Path | None = None,
+    cluster: str | None = None,
     report: Callable[[Progress], None] | None = None,
 ) -> Progress:
     """Measure every unit of a plan that has no record yet.
@@ -85,6 +87,7 @@ def run_plan(
         deadline_s: Start no row later than this.
         retry_failed: Measure recorded failures again.
         logs: Folder for the workers' output.
+        cluster: Scheduler address of a dask.distributed cluster to measure on instead of this machine.
         report: Called after every row.
 
     Returns:
@@ -93,6 +96,18 @@ def run_plan(
     targets = {unit.target for unit in plan}
     if len(targets) != 1:
         raise UsageError(f"a plan measures one target; this one names {', '.join(sorted(targets)) or 'none'}")
+    networks = find_networks([Path(source) for source in sources])
+    store = RawStore(out)
+    if cluster:
+        return run_on_cluster(
+            plan.units,
+            networks,
+            store,
+            cluster,
+            row_timeout_s=row_timeout_s,
+            retry_failed=retry_failed,
+            report=report,
+        )
     if targets == {"gpu"}:
         commands = [worker_command("gpu", device=n, cuda=cuda) for n in gpu_ordinals(gpus)]
         spare = (os.cpu_count() or 1) - workers_per_gpu * len(commands)
@@ -110,8 +125,7 @@ def run_plan(
         retry_failed=retry_failed,
         logs=Path(logs) if logs else None,
     )
-    networks = find_networks([Path(source) for source in sources])
-    return Campaign(plan.units, networks, RawStore(out), settings, report).run()
+    return Campaign(plan.units, networks, store, settings, report).run()
 
 
 def collect(
@@ -230,6 +244,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
     parser.add_argument("--deadline", type=float)
     parser.add_argument("--retry-failed", action="store_true")
     parser.add_argument("--logs")
+    parser.add_argument("--cluster", help="scheduler address of a dask.distributed cluster")
     parser.add_argument("--pack", help="at the end, write all records, compressed, into this folder")
     given = parser.parse_args(arguments)
     try:
@@ -252,6 +267,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
             deadline_s=given.deadline,
             retry_failed=given.retry_failed,
             logs=given.logs,
+            cluster=given.cluster,
             report=LineReport(),
         )
     except PerfpredError as error:
