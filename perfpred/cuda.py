@@ -7,7 +7,6 @@ Partitions of a GPU (green contexts) need cuda-bindings.
 
 from __future__ import annotations
 
-import atexit
 import ctypes
 import importlib
 from abc import ABC, abstractmethod
@@ -22,7 +21,7 @@ from perfpred.errors import DeviceError, MeasurementError, RuntimeUnavailableErr
 BACKENDS: Final = ("pycuda", "cuda-bindings", "ctypes")
 
 _NOT_READY: Final = 600
-_NON_BLOCKING: Final = 1
+NON_BLOCKING: Final = 1
 _CAPTURE_RELAXED: Final = 2
 _RESOURCE_SM: Final = 1
 _NODE_TYPES: Final = {0: "kernel", 1: "memcpy", 2: "memset", 3: "host", 4: "graph", 5: "empty", 10: "alloc", 11: "free"}
@@ -32,7 +31,7 @@ _ATTRIBUTE: Final = {
 }
 
 # One thread that watches the GPU's own clock: holds a stream busy without touching memory or other units.
-_SPIN_PTX: Final = b"""
+SPIN_PTX: Final = b"""
 .version 6.0
 .target sm_50
 .address_size 64
@@ -50,7 +49,7 @@ again:
     ret;
 }
 """
-_SPIN_IMAGE: Final = ctypes.create_string_buffer(_SPIN_PTX)
+_SPIN_IMAGE: Final = ctypes.create_string_buffer(SPIN_PTX)
 
 
 class Cuda(ABC):
@@ -163,7 +162,7 @@ class Cuda(ABC):
 
     def stream(self) -> int:
         """Create a stream that does not wait for the default stream."""
-        return int(self.call("cuStreamCreate", _NON_BLOCKING))
+        return int(self.call("cuStreamCreate", NON_BLOCKING))
 
     def synchronize(self, stream: int) -> None:
         """Wait until the stream is empty."""
@@ -296,206 +295,15 @@ class CudaBindings(Cuda):
             raise DeviceError(f"{self.name} can't be split into {sm_count} SMs; the nearest partition has {offered}")
         description = self.call("cuDevResourceGenerateDesc", groups[:1], 1)
         green = self.call("cuGreenCtxCreate", description, self._handle, 1)
-        stream = self.call("cuGreenCtxStreamCreate", green, _NON_BLOCKING, 0)
+        stream = self.call("cuGreenCtxStreamCreate", green, NON_BLOCKING, 0)
         return int(stream), green
 
 
-class CudaCtypes(Cuda):
-    """The driver library itself, for machines with nothing but the driver."""
-
-    backend = "ctypes"
-    # Argument types in order: capitals are outputs. p handle or address, i 32-bit, q 64-bit, f float, b bytes.
-    _SIGNATURES: Final = {
-        "cuInit": "i",
-        "cuDriverGetVersion": "I",
-        "cuGetErrorName": "iB",
-        "cuDeviceGetCount": "I",
-        "cuDeviceGet": "Ii",
-        "cuDeviceGetName": "Nii",
-        "cuDeviceGetPCIBusId": "Nii",
-        "cuDeviceGetAttribute": "Iii",
-        "cuDevicePrimaryCtxRetain": "Pi",
-        "cuCtxSetCurrent": "p",
-        "cuCtxSynchronize": "",
-        "cuLibraryLoadData": "Ppppippi",
-        "cuLibraryGetKernel": "Ppb",
-        "cuModuleLoadData": "Pp",
-        "cuModuleGetFunction": "Ppb",
-        "cuMemGetInfo": "QQ",
-        "cuMemAlloc": "Pq",
-        "cuMemFree": "p",
-        "cuMemcpyHtoD": "ppq",
-        "cuMemcpyDtoH": "ppq",
-        "cuStreamCreate": "Pi",
-        "cuStreamSynchronize": "p",
-        "cuStreamBeginCapture": "pi",
-        "cuStreamEndCapture": "pP",
-        "cuEventCreate": "Pi",
-        "cuEventDestroy": "p",
-        "cuEventRecord": "pp",
-        "cuEventSynchronize": "p",
-        "cuEventQuery": "p",
-        "cuEventElapsedTime": "Fpp",
-        "cuGraphInstantiate": "Ppq",
-        "cuGraphDestroy": "p",
-        "cuGraphLaunch": "pp",
-        "cuGraphExecDestroy": "p",
-    }
-    _EXPORTED: Final = {
-        **{
-            name: f"{name}_v2"
-            for name in (
-                "cuMemGetInfo",
-                "cuMemAlloc",
-                "cuMemFree",
-                "cuMemcpyHtoD",
-                "cuMemcpyDtoH",
-                "cuStreamBeginCapture",
-                "cuEventDestroy",
-            )
-        },
-        "cuGraphInstantiate": "cuGraphInstantiateWithFlags",
-    }
-    _TYPES: Final[dict[str, Any]] = {
-        "p": ctypes.c_void_p,
-        "i": ctypes.c_int,
-        "q": ctypes.c_uint64,
-        "f": ctypes.c_float,
-        "b": ctypes.c_char_p,
-    }
-
-    def __init__(self, device: int = 0) -> None:
-        try:
-            self._library = ctypes.CDLL("libcuda.so.1")
-        except OSError as error:
-            raise RuntimeUnavailableError(
-                "no NVIDIA driver on this machine (libcuda.so.1 is missing): install the driver"
-            ) from error
-        super().__init__(device)
-
-    def invoke(self, name: str, *arguments: Any) -> tuple[int, tuple[Any, ...]]:
-        """See `Cuda.invoke`."""
-        function = getattr(self._library, self._EXPORTED.get(name, name))
-        given = iter(arguments)
-        passed: list[Any] = []
-        outputs: list[Any] = []
-        for kind in self._SIGNATURES[name]:
-            if kind == "N":
-                outputs.append(ctypes.create_string_buffer(256))
-                passed.append(outputs[-1])
-            elif kind.isupper():
-                outputs.append(self._TYPES[kind.lower()]())
-                passed.append(ctypes.byref(outputs[-1]))
-            else:
-                passed.append(self._TYPES[kind](next(given)))
-        return function(*passed), tuple(output.value or 0 for output in outputs)
-
-    def _node_types(self, graph: Any) -> list[int]:
-        count, kind = ctypes.c_size_t(), ctypes.c_int()
-        handle = ctypes.c_void_p(graph)
-        self._check("cuGraphGetNodes", self._library.cuGraphGetNodes(handle, None, ctypes.byref(count)))
-        nodes = (ctypes.c_void_p * count.value)()
-        self._check("cuGraphGetNodes", self._library.cuGraphGetNodes(handle, nodes, ctypes.byref(count)))
-        kinds = []
-        for node in nodes:
-            status = self._library.cuGraphNodeGetType(ctypes.c_void_p(node), ctypes.byref(kind))
-            self._check("cuGraphNodeGetType", status)
-            kinds.append(kind.value)
-        return kinds
-
-    def _launch_spin(self, stream: int, nanoseconds: int) -> int:
-        value = ctypes.c_uint64(nanoseconds)
-        values = (ctypes.c_void_p * 1)(ctypes.addressof(value))
-        one = [ctypes.c_uint(1)] * 6
-        pointer = ctypes.c_void_p
-        return int(
-            self._library.cuLaunchKernel(
-                pointer(self._spin), *one, ctypes.c_uint(0), pointer(stream), values, pointer(None)
-            )
-        )
-
-
-class PyCuda(CudaCtypes):
-    """PyCUDA for streams, events, memory and the spin kernel; graphs, which it lacks, through the driver."""
-
-    backend = "pycuda"
-
-    def __init__(self, device: int = 0) -> None:
-        self._pycuda = importlib.import_module("pycuda.driver")
-        self._objects: dict[int, Any] = {}
-        super().__init__(device)
-        # The handle is cached: PyCUDA and every runtime then share the primary context.
-        self._primary = self._pycuda.Device(device).retain_primary_context()
-        self._primary.push()
-        atexit.register(self._primary.pop)  # PyCUDA aborts the process where a context is left behind
-        self._kernel = self._pycuda.module_from_buffer(_SPIN_PTX).get_function("spin")
-
-    def _keep(self, handle: int, thing: Any) -> int:
-        self._objects[handle] = thing
-        return handle
-
-    def malloc(self, nbytes: int) -> int:
-        """See `Cuda.malloc`."""
-        allocation = self._pycuda.mem_alloc(max(nbytes, 1))
-        return self._keep(int(allocation), allocation)
-
-    def free(self, address: int) -> None:
-        """See `Cuda.free`."""
-        self._objects.pop(address).free()
-
-    def upload(self, address: int, array: NDArray[Any]) -> None:
-        """See `Cuda.upload`."""
-        self._pycuda.memcpy_htod(address, np.ascontiguousarray(array))
-
-    def download(self, array: NDArray[Any], address: int) -> None:
-        """See `Cuda.download`."""
-        self._pycuda.memcpy_dtoh(array, address)
-
-    def stream(self) -> int:
-        """See `Cuda.stream`."""
-        stream = self._pycuda.Stream(_NON_BLOCKING)
-        return self._keep(int(stream.handle), stream)
-
-    def synchronize(self, stream: int) -> None:
-        """See `Cuda.synchronize`."""
-        self._objects[stream].synchronize()
-
-    def event(self) -> int:
-        """See `Cuda.event`."""
-        event = self._pycuda.Event()
-        return self._keep(id(event), event)
-
-    def destroy_event(self, event: int) -> None:
-        """See `Cuda.destroy_event`."""
-        del self._objects[event]
-
-    def record(self, event: int, stream: int) -> None:
-        """See `Cuda.record`."""
-        self._objects[event].record(self._objects[stream])
-
-    def wait(self, event: int) -> None:
-        """See `Cuda.wait`."""
-        self._objects[event].synchronize()
-
-    def happened(self, event: int) -> bool:
-        """See `Cuda.happened`."""
-        return bool(self._objects[event].query())
-
-    def elapsed_s(self, start: int, end: int) -> float:
-        """See `Cuda.elapsed_s`."""
-        return float(self._objects[end].time_since(self._objects[start])) * 1e-3
-
-    def spin(self, stream: int, duration_s: float) -> None:
-        """See `Cuda.spin`."""
-        nanoseconds = np.uint64(round(duration_s * 1e9))
-        self._kernel(nanoseconds, block=(1, 1, 1), grid=(1, 1), stream=self._objects[stream])
-
-
-_CLASSES: Final[dict[str, type[Cuda]]] = {
-    "pycuda": PyCuda,
-    "cuda-bindings": CudaBindings,
-    "ctypes": CudaCtypes,
-}
+def _class_of(backend: str) -> type[Cuda]:
+    if backend == "cuda-bindings":
+        return CudaBindings
+    module = importlib.import_module("perfpred.cuda_ctypes")
+    return vars(module)["PyCuda" if backend == "pycuda" else "CudaCtypes"]  # type: ignore[no-any-return]
 
 
 def open_cuda(backend: str = "auto", device: int = 0, partitions: bool = False) -> Cuda:
@@ -516,7 +324,7 @@ def open_cuda(backend: str = "auto", device: int = 0, partitions: bool = False) 
     missing = []
     for name in names:
         try:
-            return _CLASSES[name](device)
+            return _class_of(name)(device)
         except ImportError:
             missing.append(name)
         except RuntimeError as error:  # cuda-bindings reports a missing driver so

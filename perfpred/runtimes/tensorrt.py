@@ -79,7 +79,7 @@ class BuiltPlan:
 
 
 def _log() -> Any:
-    class Log(trt.ILogger):
+    class Log(trt.ILogger):  # type: ignore[misc, unused-ignore]
         def __init__(self) -> None:
             trt.ILogger.__init__(self)
             self.messages: list[tuple[int, str]] = []
@@ -341,7 +341,7 @@ class TensorRtEngine:
 
 
 def _profiler() -> Any:
-    class Profiler(trt.IProfiler):
+    class Profiler(trt.IProfiler):  # type: ignore[misc, unused-ignore]
         def __init__(self) -> None:
             trt.IProfiler.__init__(self)
             self.runs: list[dict[tuple[str, int], float]] = []
