@@ -39,7 +39,7 @@ def score(
     Returns:
         n, n_missing, n_networks, mape, macro_mape (mean over lineages), median_ape, within_5, within_10,
         kendall_tau (mean over cells), concordance of pairs measured within a factor of two and their number,
-        coverage and width. Shares and errors are fractions; None where nothing can be said.
+        coverage, median and mean width over the prediction. Shares and errors are fractions; None where nothing can be said.
     """
     predicted = np.asarray(predicted_s, float)
     known = np.isfinite(predicted)
@@ -50,7 +50,7 @@ def score(
         "n_networks": int(rows["network"].nunique()),
     }
     names = ("mape", "macro_mape", "median_ape", "within_5", "within_10", "kendall_tau", "concordance")
-    made |= dict.fromkeys((*names, "coverage", "width"))
+    made |= dict.fromkeys((*names, "coverage", "width", "mean_width"))
     made["pairs"] = 0
     if not len(rows):
         return made
@@ -65,7 +65,8 @@ def score(
         low, high = (np.asarray(end, float)[known] for end in interval)
         if np.isfinite(low).all() and np.isfinite(high).all():
             made["coverage"] = float(((low <= measured) & (measured <= high)).mean())
-            made["width"] = float(np.median((high - low) / predicted))
+            width = (high - low) / predicted
+            made["width"], made["mean_width"] = float(np.median(width)), float(width.mean())
     return made
 
 
