@@ -145,7 +145,7 @@ class Plan:
         """
         try:
             content = json.loads(Path(path).read_text())
-        except (OSError, json.JSONDecodeError) as error:
+        except (OSError, UnicodeDecodeError, json.JSONDecodeError) as error:
             raise FormatError(f"'{path}' is not a plan: {error}") from error
         if not isinstance(content, dict) or content.get("format") != PLAN_FORMAT:
             raise FormatError(f"'{path}' is not a plan: its format is not '{PLAN_FORMAT}'")
