@@ -1,0 +1,369 @@
+"""Layer times learned from whole-engine latencies, and the latency of the engine they make.
+
+A layer takes the longer of its computing and its memory time (a smooth maximum) and a launch. How far each stays
+above the device's specification depends on the layer's kind and sizes and on the device, through coefficients shared
+by all devices, so that a device without measurements is answered from its specification. An engine takes the sum of
+its layers and what its laboratory's method adds. All coefficients are fitted together on the logarithm of the
+latencies, robustly; what is left is smoothed over similar engines by a Gaussian process.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from typing import Any, Final
+
+import numpy as np
+import pandas as pd
+from scipy.optimize import minimize
+from scipy.sparse import csr_matrix
+
+from perfpred.errors import FormatError
+from perfpred.features import peak_of
+from perfpred.layer import DTYPE_BITS, KINDS
+
+Array = np.ndarray
+
+#: Kinds of efficiency: the layer kinds, with pointwise and grouped convolutions apart from dense ones.
+CLASSES: Final = (*KINDS, "conv1x1", "grouped_conv")
+#: Classes that run on tensor cores where the device has them; the others run at the rate of the CUDA cores.
+_TENSOR_CLASSES: Final = frozenset({"conv", "conv1x1", "deconv", "gemm", "attention", "recurrent"})
+_SHARPNESS: Final = 4.0
+#: Log residuals beyond this count linearly: public tables hold rows that contradict each other.
+_ROBUST: Final = 0.2
+#: Where the coefficients start: multiples of the bound, seconds of a launch and of a call.
+_START: Final = {"compute": 1.5, "memory": 1.3, "launch_s": 4e-6, "call_s": 3e-5}
+_COPY_BYTES_PER_S: Final = 1e10
+#: Strength of the pull towards the start, as that many rows with a log residual of 1.
+_PULL: Final[Mapping[str, float]] = {
+    "common": 0.02, "compute": 1.0, "memory": 1.0, "launch": 1.0, "compute_size": 1.0, "memory_size": 1.0,
+    "compute_device": 3.0, "memory_device": 3.0, "launch_device": 3.0,
+    "cell_scale": 0.3, "cell_call": 0.1, "cell_launch": 3.0, "cell_copy": 0.1,
+}  # fmt: skip
+_CELL: Final = ("cell_scale", "cell_call", "cell_launch", "cell_copy")
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class _Layers:
+    """Distinct layers and how often each engine holds them, in numbers."""
+
+    counts: csr_matrix
+    classes: Array
+    compute_s: Array
+    memory_s: Array
+    compute_size: Array
+    memory_size: Array
+    device: Array
+    copied: Array
+    index: Array
+
+
+def _saturation(x: Array, half: float | Array) -> Array:
+    made: Array = np.log(x / (x + half))
+    return made
+
+
+def _layers(instances: pd.DataFrame, n_engines: int) -> _Layers:
+    """Reduces instances to distinct layers on distinct devices; most layers of a network repeat."""
+    numbers = {c: pd.to_numeric(instances[c]).to_numpy(float, na_value=np.nan) for c in _NUMBERS}
+    table = pd.DataFrame({**numbers, "kind": instances["kind"].to_numpy(), "dtype": instances["dtype"].to_numpy()})
+    group = table.groupby(list(table.columns), dropna=False, sort=False).ngroup().to_numpy()
+    first = np.unique(group, return_index=True)[1]
+    u = table.iloc[first].reset_index(drop=True)
+    rows = instances["row"].to_numpy(int)
+    counts = csr_matrix((np.ones(len(group)), (rows, group)), shape=(n_engines, len(u)))
+
+    groups = u["groups"].fillna(1.0).to_numpy()
+    classes = u["kind"].to_numpy(object).copy()
+    dense = (u["kind"] == "conv").to_numpy()
+    classes[dense & (u["r"] * u["s"] == 1).to_numpy()] = "conv1x1"
+    classes[dense & (groups > 1)] = "grouped_conv"
+    codes = pd.Categorical(classes, categories=CLASSES).codes.astype(int)
+
+    bits = u["dtype"].map(dict(DTYPE_BITS)).fillna(32).to_numpy(float)
+    half, byte = bits == 16, bits <= 8
+    wide = u["peak"].to_numpy()
+    tensor_cores = (u["peak_fp16"] > 2.5 * u["peak_fp32"]).to_numpy()
+    narrow = np.where(half, np.minimum(u["peak_fp16"], 2 * u["peak_fp32"]), np.where(byte, 4, 1) * u["peak_fp32"])
+    rate = np.where(np.isin(classes, list(_TENSOR_CLASSES)), wide, np.minimum(narrow, wide))
+    m, n, k = (u[c].fillna(1.0).to_numpy() for c in ("m", "n", "k"))
+    outputs = np.maximum(u["output_bytes"].to_numpy() * 8 / bits / 1024, 1.0)
+    blocks = np.where(np.isnan(u["m"]), outputs, np.ceil(m / 64) * np.ceil(n / 64) * groups)
+    waves = blocks / u["sm_count"].to_numpy()
+    dram, bandwidth = np.maximum(u["dram_bytes"].to_numpy(), 1.0), u["dram_bytes_per_s"].to_numpy()
+    square = (u["r"] == 3) & (u["stride"] == 1) & (groups == 1)
+    compute_size = np.column_stack(
+        [
+            _saturation(waves, 1.0), _saturation(waves, 8.0), _saturation(k, 64.0), _saturation(k, 512.0),
+            _saturation(n, 64.0), np.log(waves / np.ceil(waves)), square, u["r"] > 3, u["c"].fillna(8) % 8 != 0,
+            half, byte, half & tensor_cores,
+        ]
+    )  # fmt: skip
+    memory_size = np.column_stack(
+        [
+            1 / (1 + u["l2_bytes"].to_numpy() / dram), _saturation(dram, 3e-6 * bandwidth),
+            u["weight_bytes"].to_numpy() / dram, half, byte,
+        ]
+    )  # fmt: skip
+    return _Layers(
+        counts=counts,
+        classes=codes,
+        compute_s=u["flops"].to_numpy() / rate + 1e-12,
+        memory_s=u["dram_bytes"].to_numpy() / bandwidth + 1e-12,
+        compute_size=compute_size.astype(float),
+        memory_size=memory_size.astype(float),
+        device=np.column_stack(
+            [
+                tensor_cores - 0.5,
+                np.log(u["peak_fp16"].to_numpy() / bandwidth / 100),
+                np.log(u["sm_count"].to_numpy() / 10),
+                np.log(u["clock_hz"].to_numpy() / 1.3e9),
+            ]
+        ),
+        copied=np.where(u["kind"] == "reformat", dram, 0.0),
+        index=group,
+    )
+
+
+_NUMBERS: Final = (
+    "flops", "dram_bytes", "weight_bytes", "output_bytes", "m", "n", "k", "groups", "c", "r", "s", "stride",
+    "sm_count", "clock_hz", "dram_bytes_per_s", "l2_bytes", "peak", "peak_fp32", "peak_fp16",
+)  # fmt: skip
+
+
+@dataclass
+class EngineStage:
+    """Learns layer times from totals and predicts the latency of engines.
+
+    Attributes:
+        smooth: Whether the Gaussian process follows; without it the coefficients alone answer.
+        landmarks: Engines the process keeps, at most.
+        seed: Chooses the landmarks where there are more engines.
+    """
+
+    smooth: bool = True
+    landmarks: int = 1500
+    seed: int = 0
+    parameters_: dict[str, Array] = field(default_factory=dict)
+    cells_: tuple[str, ...] = ()
+    process_: dict[str, Array] = field(default_factory=dict)
+
+    def fit(self, instances: pd.DataFrame, engines: pd.DataFrame) -> EngineStage:
+        """Fits on measured engines.
+
+        Args:
+            instances: As `perfpred.instances.layer_instances` gives them.
+            engines: The engines in the order of the instances' `row`, with device, lab, latency_kind, latency_s.
+        """
+        layers = _layers(instances.assign(peak=peak_of(instances)), len(engines))
+        cell = cell_of(engines)
+        self.cells_ = tuple(sorted(cell.unique()))
+        code = pd.Categorical(cell, categories=self.cells_).codes.astype(int)
+        log_latency = np.log(engines["latency_s"].to_numpy(float))
+        weight = np.bincount(code)[code] ** -0.5
+        objective = _Objective(layers, code, _copies(engines), log_latency, weight / weight.mean(), len(self.cells_))
+        self.parameters_ = objective.solve()
+        self.process_ = {}
+        if self.smooth:
+            residual = log_latency - self._log_physics(layers, engines)
+            self._fit_process(
+                self._engine_features(layers, engines), np.clip(residual, -0.6, 0.6), weight / weight.mean()
+            )
+        return self
+
+    def predict(self, instances: pd.DataFrame, engines: pd.DataFrame) -> Array:
+        """Log of the latency of each engine, log seconds; shape (n_engines,)."""
+        layers = _layers(instances.assign(peak=peak_of(instances)), len(engines))
+        made = self._log_physics(layers, engines)
+        if self.process_:
+            features = (self._engine_features(layers, engines) - self.process_["mean"]) / self.process_["spread"]
+            made = made + _kernel(features, self.process_["landmarks"]) @ self.process_["weights"]
+        return made
+
+    def layer_times(self, instances: pd.DataFrame) -> Array:
+        """Time of each layer, seconds; shape (n_layers,)."""
+        n_engines = int(instances["row"].max()) + 1
+        layers = _layers(instances.assign(peak=peak_of(instances)), n_engines)
+        work, launch = _layer_times(layers, self.parameters_)[:2]
+        made: Array = (work + launch)[layers.index]
+        return made
+
+    def _log_physics(self, layers: _Layers, engines: pd.DataFrame) -> Array:
+        work, launch = _layer_times(layers, self.parameters_)[:2]
+        cell = {name: self._of_cell(name, engines) for name in _CELL}
+        total = layers.counts @ work + (layers.counts @ launch) * np.exp(cell["cell_launch"])
+        total += _START["call_s"] * np.exp(cell["cell_call"])
+        total += _copies(engines) * (layers.counts @ layers.copied) / _COPY_BYTES_PER_S * np.exp(cell["cell_copy"])
+        made: Array = np.log(total) + cell["cell_scale"]
+        return made
+
+    def _of_cell(self, name: str, engines: pd.DataFrame) -> Array:
+        """A method's coefficient; without rows of that device the laboratory's mean, else half the kind's."""
+        known = pd.Series(self.parameters_[name], index=pd.Index(self.cells_, dtype=object))
+        method = known.index.str.split("|", n=1).str[1]
+        by_method, by_kind = known.groupby(method).mean(), 0.5 * known.groupby(method.str.split("|").str[1]).mean()
+        cell = cell_of(engines)
+        asked = cell.str.split("|", n=1).str[1]
+        made = cell.map(known).fillna(asked.map(by_method)).fillna(asked.str.split("|").str[1].map(by_kind)).fillna(0.0)
+        return made.to_numpy(float)
+
+    def _engine_features(self, layers: _Layers, engines: pd.DataFrame) -> Array:
+        """What makes engines similar: shares of time by class, totals, precision, device; shape (n, n_features)."""
+        work, launch = _layer_times(layers, self.parameters_)[:2]
+        time = work + launch
+        by_class = np.eye(len(CLASSES))[layers.classes]
+        total, number = layers.counts @ time, np.asarray(layers.counts.sum(axis=1)).ravel()
+        compute, memory = layers.counts @ layers.compute_s, layers.counts @ layers.memory_s
+        precision = engines["precision"].to_numpy()
+        return np.column_stack(
+            [
+                (layers.counts @ (by_class * time[:, None])) / total[:, None],
+                np.log(total), np.log(number), np.log(total / number), np.log(compute / total),
+                np.log(memory / total), np.log(compute / memory), np.log(engines["batch_size"].to_numpy(float)),
+                precision == "fp16", precision == "int8", engines["latency_kind"] == "framework_mean",
+                (layers.counts @ layers.device) / number[:, None],
+            ]
+        ).astype(float)  # fmt: skip
+
+    def _fit_process(self, features: Array, residual: Array, weight: Array) -> None:
+        mean, spread = features.mean(axis=0), features.std(axis=0) + 1e-9
+        scaled = (features - mean) / spread
+        chosen = np.arange(len(scaled))
+        if len(chosen) > self.landmarks:
+            chosen = np.sort(np.random.default_rng(self.seed).choice(chosen, self.landmarks, replace=False))
+        landmarks = scaled[chosen]
+        noise = _PROCESS["noise"] ** 2 / np.clip(weight, 0.3, 3.0)
+        if len(landmarks) == len(scaled):
+            weights = np.linalg.solve(_kernel(scaled, scaled) + np.diag(noise), residual)
+        else:  # subset of regressors
+            cross = _kernel(landmarks, scaled) / noise
+            inner = cross @ _kernel(scaled, landmarks) + _kernel(landmarks, landmarks) + 1e-8 * np.eye(len(landmarks))
+            weights = np.linalg.solve(inner, cross @ residual)
+        self.process_ = {"mean": mean, "spread": spread, "landmarks": landmarks, "weights": weights}
+
+    def to_dict(self) -> dict[str, Any]:
+        """JSON form."""
+        return {
+            "classes": list(CLASSES),
+            "cells": list(self.cells_),
+            "parameters": {name: np.asarray(v).tolist() for name, v in self.parameters_.items()},
+            "process": {name: np.asarray(v).tolist() for name, v in self.process_.items()},
+        }
+
+    @classmethod
+    def from_dict(cls, facts: Mapping[str, Any]) -> EngineStage:
+        """From the JSON form.
+
+        Raises:
+            FormatError: It was trained with other layer kinds.
+        """
+        if tuple(facts["classes"]) != CLASSES:
+            raise FormatError("the engine stage was trained with other layer kinds; train it again with this perfpred")
+        return cls(
+            smooth=bool(facts["process"]),
+            cells_=tuple(facts["cells"]),
+            parameters_={name: np.asarray(v, float) for name, v in facts["parameters"].items()},
+            process_={name: np.asarray(v, float) for name, v in facts["process"].items()},
+        )
+
+
+#: Of the Gaussian process: standard deviations of what it explains and of what stays, and its length scale.
+_PROCESS: Final = {"amplitude": 0.15, "noise": 0.15, "length": 2.0}
+
+
+def _kernel(a: Array, b: Array) -> Array:
+    """Squared exponential over standardised features, its length grown with their number."""
+    squared = (a**2).sum(axis=1)[:, None] + (b**2).sum(axis=1)[None] - 2 * a @ b.T
+    length = _PROCESS["length"] * np.sqrt(a.shape[1]) / 3
+    made: Array = _PROCESS["amplitude"] ** 2 * np.exp(-0.5 * np.maximum(squared, 0.0) / length**2)
+    return made
+
+
+def cell_of(engines: pd.DataFrame) -> pd.Series[str]:
+    """Device, laboratory and latency kind of each engine, joined by `|`: rows of one method on one device."""
+    columns = [engines[c].fillna("").astype(str) for c in ("device", "lab", "latency_kind")]
+    return columns[0] + "|" + columns[1] + "|" + columns[2]
+
+
+def _copies(engines: pd.DataFrame) -> Array:
+    """1 where host-device copies are inside the latency, else 0."""
+    return (engines["latency_kind"] == "with_io").to_numpy(float)
+
+
+def _layer_times(layers: _Layers, p: Mapping[str, Array]) -> tuple[Array, Array, Array]:
+    """Working time and launch of each distinct layer, seconds, and the computing share of the smooth maximum."""
+    common = p["common"]
+    log_compute = np.log(layers.compute_s * _START["compute"]) + common[0] + p["compute"][layers.classes]
+    log_compute += layers.compute_size @ p["compute_size"] + layers.device @ p["compute_device"]
+    log_memory = np.log(layers.memory_s * _START["memory"]) + common[1] + p["memory"][layers.classes]
+    log_memory += layers.memory_size @ p["memory_size"] + layers.device @ p["memory_device"]
+    share = 1 / (1 + np.exp(np.clip(_SHARPNESS * (log_memory - log_compute), -500, 500)))
+    longer = np.maximum(log_compute, log_memory)
+    excess = np.log1p(np.exp(-_SHARPNESS * np.abs(log_compute - log_memory))) / _SHARPNESS
+    launch = _START["launch_s"] * np.exp(common[2] + p["launch"][layers.classes] + layers.device @ p["launch_device"])
+    return np.exp(longer + excess), launch, share
+
+
+class _Objective:
+    """Robust squared log error of the totals plus the pull of the coefficients, with its gradient."""
+
+    def __init__(
+        self, layers: _Layers, cell: Array, copies: Array, log_latency: Array, weight: Array, n_cells: int
+    ) -> None:
+        self._layers, self._cell, self._target, self._weight = layers, cell, log_latency, weight
+        self._copied = copies * (layers.counts @ layers.copied) / _COPY_BYTES_PER_S
+        self._transposed = layers.counts.T.tocsr()
+        sizes = {
+            "common": 3,
+            **dict.fromkeys(("compute", "memory", "launch"), len(CLASSES)),
+            "compute_size": layers.compute_size.shape[1],
+            "memory_size": layers.memory_size.shape[1],
+            **dict.fromkeys(("compute_device", "memory_device", "launch_device"), layers.device.shape[1]),
+            **dict.fromkeys(_CELL, n_cells),
+        }
+        ends = np.cumsum(list(sizes.values()))
+        self._slices = {
+            name: slice(int(end) - size, int(end)) for (name, size), end in zip(sizes.items(), ends, strict=True)
+        }
+        self._pull = np.concatenate([np.full(size, _PULL[name]) for name, size in sizes.items()])
+
+    def solve(self) -> dict[str, Array]:
+        """The coefficients with the least loss."""
+        found = minimize(self._loss, np.zeros(len(self._pull)), jac=True, method="L-BFGS-B", options={"maxiter": 200})
+        return {name: found.x[part] for name, part in self._slices.items()}
+
+    def _loss(self, v: Array) -> tuple[float, Array]:
+        p = {name: v[part] for name, part in self._slices.items()}
+        layers, cell = self._layers, self._cell
+        work, launch, share = _layer_times(layers, p)
+        slower = np.exp(p["cell_launch"])[cell]
+        launches = (layers.counts @ launch) * slower
+        call = _START["call_s"] * np.exp(p["cell_call"])[cell]
+        copies = self._copied * np.exp(p["cell_copy"])[cell]
+        total = layers.counts @ work + launches + call + copies
+        residual = np.log(total) + p["cell_scale"][cell] - self._target
+        root = np.sqrt(1 + (residual / _ROBUST) ** 2)
+        loss = 2 * _ROBUST**2 * (self._weight * (root - 1)).sum() + (self._pull * v**2).sum()
+
+        outer = 2 * self._weight * residual / root
+        inner = outer / total
+        of_work = (self._transposed @ inner) * work
+        of_compute, of_memory = of_work * share, of_work * (1 - share)
+        of_launch = (self._transposed @ (inner * slower)) * launch
+
+        def by_class(x: Array) -> Array:
+            return np.bincount(layers.classes, x, len(CLASSES))
+
+        def by_cell(x: Array) -> Array:
+            return np.bincount(cell, x, len(p["cell_scale"]))
+
+        slope = {
+            "common": np.array([of_compute.sum(), of_memory.sum(), of_launch.sum()]),
+            "compute": by_class(of_compute), "memory": by_class(of_memory), "launch": by_class(of_launch),
+            "compute_size": layers.compute_size.T @ of_compute, "memory_size": layers.memory_size.T @ of_memory,
+            "compute_device": layers.device.T @ of_compute, "memory_device": layers.device.T @ of_memory,
+            "launch_device": layers.device.T @ of_launch,
+            "cell_scale": by_cell(outer), "cell_call": by_cell(inner * call),
+            "cell_launch": by_cell(inner * launches), "cell_copy": by_cell(inner * copies),
+        }  # fmt: skip
+        return float(loss), np.concatenate([slope[name] for name in self._slices]) + 2 * self._pull * v
