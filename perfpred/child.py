@@ -223,8 +223,10 @@ def measure_unit(
         build_s = time.monotonic() - begin
         with device.exclusive(child):
             stage, begin = "measure", time.monotonic()
-            value = child.ask(limit_s, op="measure")
+            child.ask(limit_s, op="measure")
             measure_s = time.monotonic() - begin
+        stage = "report"
+        value = child.ask(limit_s * sharing, op="report")
         record = {"status": "good", "error": None, "cleared": device.clearer is not None, **value}
     except RequestFailedError as error:
         if error.fatal:

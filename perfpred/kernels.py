@@ -13,6 +13,7 @@ import json
 import tempfile
 from collections import deque
 from collections.abc import Callable, Sequence
+from dataclasses import dataclass
 from functools import lru_cache
 from pathlib import Path
 from statistics import median
@@ -35,20 +36,17 @@ def warm_up() -> None:
     record_activity(lambda: None)
 
 
-def record_activity(action: Callable[[], None]) -> list[dict[str, Any]]:
-    """Device work during `action`, in order of execution.
-
-    Args:
-        action: Submits work and waits for it.
-
-    Returns:
-        One record per kernel, copy or fill: `name`, `time_s`, `start_s`, and `launched_ns` (host time of the launch,
-        nanoseconds since the epoch), None where the launch was not seen.
-    """
+def record_activity(action: Callable[[], None]) -> Any:
+    """Record device work during `action`, which submits work and waits for it; read it with `activity_of`."""
     profiler = importlib.import_module("torch.profiler")
     activities = [profiler.ProfilerActivity.CPU, profiler.ProfilerActivity.CUDA]
     with profiler.profile(activities=activities) as recording:
         action()
+    return recording
+
+
+def activity_of(recording: Any) -> list[dict[str, Any]]:
+    """Device work of a recording; see `activity_from_trace`."""
     with tempfile.TemporaryDirectory() as folder:
         path = Path(folder) / "trace.json"
         recording.export_chrome_trace(str(path))
@@ -56,7 +54,12 @@ def record_activity(action: Callable[[], None]) -> list[dict[str, Any]]:
 
 
 def activity_from_trace(trace: dict[str, Any]) -> list[dict[str, Any]]:
-    """Device work of a Chrome trace written by torch.profiler; see `record_activity`."""
+    """Device work of a Chrome trace written by torch.profiler, in order of execution.
+
+    Returns:
+        One record per kernel, copy or fill: `name`, `time_s`, `start_s`, and `launched_ns` (host time of the launch,
+        nanoseconds since the epoch), None where the launch was not seen.
+    """
     base_ns = int(trace.get("baseTimeNanoseconds", 0))
     events = [event for event in trace["traceEvents"] if event.get("ph") == "X"]
     launches = {
@@ -109,7 +112,7 @@ def attribute(
     """Node and operator type behind each launch; None where no node's window holds it.
 
     Args:
-        launched: Records of `record_activity` for one plain run.
+        launched: Records of `activity_of` for one plain run.
         windows: Of the same run.
         slack_ns: Windows are rounded to microseconds.
     """
@@ -125,18 +128,33 @@ def attribute(
     return found
 
 
-def trace(cuda: Cuda, engine: Any, stream: int, replays: int = 10) -> dict[str, list[Any]]:
-    """Kernels of a built ONNX Runtime engine whose session profiles itself.
+@dataclass(frozen=True, kw_only=True)
+class Trace:
+    """What was recorded of an engine while it had the device for itself.
+
+    Attributes:
+        plain: Recording of one plain run.
+        replayed: Recording of graph replays.
+        replays: Their number.
+        profile: The runtime's own profile of the plain run.
+        profile_start_ns: Its zero, nanoseconds since the epoch.
+    """
+
+    plain: Any
+    replayed: Any
+    replays: int
+    profile: Path
+    profile_start_ns: int
+
+
+def record_engine(cuda: Cuda, engine: Any, stream: int, replays: int = 10) -> Trace:
+    """Record the kernels of a built ONNX Runtime engine whose session profiles itself.
 
     Args:
         cuda: Open device.
         engine: With `enqueue`, `end_profiling` and `profiling_start_ns`.
         stream: Stream it was built for.
         replays: Graph replays behind each duration.
-
-    Returns:
-        Columns `names` (distinct kernel names), `name` (index into them), `time_s` (median over replays), `node`,
-        `op_type` (None where not attributed); one entry per kernel, copy or fill in order of execution.
     """
 
     def plain_run() -> None:
@@ -144,7 +162,8 @@ def trace(cuda: Cuda, engine: Any, stream: int, replays: int = 10) -> dict[str, 
         cuda.synchronize(stream)
 
     plain = record_activity(plain_run)
-    windows = node_windows(Path(engine.end_profiling()), engine.profiling_start_ns)
+    start_ns = engine.profiling_start_ns
+    profile = Path(engine.end_profiling())
     cuda.begin_capture(stream)
     try:
         engine.enqueue(stream)
@@ -163,7 +182,20 @@ def trace(cuda: Cuda, engine: Any, stream: int, replays: int = 10) -> dict[str, 
         replayed = record_activity(replay)
     finally:
         cuda.destroy_graph(graph)
-    return kernel_columns(plain, attribute(plain, windows), replayed, replays)
+    return Trace(plain=plain, replayed=replayed, replays=replays, profile=profile, profile_start_ns=start_ns)
+
+
+def columns_of(trace: Trace) -> dict[str, list[Any]]:
+    """Kernels of a recorded engine; needs the device no more.
+
+    Returns:
+        Columns `names` (distinct kernel names), `name` (index into them), `time_s` (median over replays), `node`,
+        `op_type` (None where not attributed); one entry per kernel, copy or fill in order of execution.
+    """
+    plain = activity_of(trace.plain)
+    nodes = attribute(plain, node_windows(trace.profile, trace.profile_start_ns))
+    trace.profile.unlink(missing_ok=True)
+    return kernel_columns(plain, nodes, activity_of(trace.replayed), trace.replays)
 
 
 def kernel_columns(
@@ -172,7 +204,7 @@ def kernel_columns(
     replayed: Sequence[dict[str, Any]],
     count: int,
 ) -> dict[str, list[Any]]:
-    """Join the launch order of a plain run with the durations of graph replays; see `trace`.
+    """Join the launch order of a plain run with the durations of graph replays.
 
     Args:
         plain: Device work of one plain run.
@@ -181,7 +213,7 @@ def kernel_columns(
         count: Number of replays.
 
     Returns:
-        Columns as `trace` gives them. Durations are those of the plain run where the replays differ among
+        Columns as `columns_of` gives them. Durations are those of the plain run where the replays differ among
         themselves.
     """
     per_run, rest = divmod(len(replayed), count)

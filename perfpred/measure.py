@@ -126,7 +126,7 @@ def measure_gpu(
         wanted = _replays(estimate_s, loop)
         samples, enqueue_s, dry = _queued(cuda, replay, stream, events, wanted, estimate_s)
         clock.lap("queued")
-        synchronised = _synchronised(cuda, replay, stream, events, _between(int(0.15 / estimate_s), 10, 50))
+        synchronised = _synchronised(cuda, replay, stream, events, _between(int(0.05 / estimate_s), 10, 50))
         clock.lap("host_sync")
         isolated_s, back_to_back_s = (
             _detail(cuda, replay, stream, events, _between(int(0.1 / estimate_s), 10, 50)) if detail else (None, None)
@@ -219,7 +219,7 @@ def _between(value: int, low: int, high: int) -> int:
 
 def _replays(estimate_s: float, loop: Loop) -> int:
     affordable = int(loop.limit_s / estimate_s)
-    fast = _between(int(0.25 / estimate_s), loop.replays, loop.max_replays)
+    fast = _between(int(0.12 / estimate_s), loop.replays, loop.max_replays)
     return fast if affordable >= loop.replays else max(20, affordable)
 
 

@@ -49,6 +49,12 @@ class _Built:
     stream: int = 0
     facts: dict[str, Any] = field(default_factory=dict)
     seconds: dict[str, float] = field(default_factory=dict)
+    started: str = ""
+    before: dict[str, Any] = field(default_factory=dict)
+    after: dict[str, Any] = field(default_factory=dict)
+    measurement: measure.Measurement | None = None
+    layers: list[dict[str, Any]] | None = None
+    trace: kernels.Trace | None = None
 
 
 class Worker:
@@ -160,14 +166,49 @@ class Worker:
         self._pending = built
         return {"build_s": built.seconds["build"]}
 
-    def measure(self) -> dict[str, Any]:
-        """Measure the engine built last; return its raw record without identity."""
-        built, self._pending = self._pending, None
+    def measure(self) -> None:
+        """Measure the engine built last: all that needs the device for itself, and nothing else."""
+        built = self._pending
         if built is None:
             raise UsageError("nothing is built: ask for a build first")
-        started = datetime.now(timezone.utc).isoformat(timespec="seconds")
-        record = self._measure_cpu(built) if built.unit.target == "cpu" else self._measure_gpu(built)
-        return {"started": started, "environment": self.environment, **record}
+        built.started = datetime.now(timezone.utc).isoformat(timespec="seconds")
+        if built.unit.target == "cpu":
+            self._measure_cpu(built)
+        else:
+            self._measure_gpu(built)
+
+    def report(self) -> dict[str, Any]:
+        """Raw record, without identity, of the engine measured last; frees the engine."""
+        built, self._pending = self._pending, None
+        if built is None or built.measurement is None:
+            raise UsageError("nothing is measured: ask for a measurement first")
+        record = _record(built.measurement)
+        record["flags"].extend(built.facts.pop("build_flags", ()))
+        if throttled(built.before, built.after):
+            record["flags"].append("throttled")
+        return {
+            "started": built.started,
+            "environment": self.environment,
+            **record,
+            "before": built.before,
+            "after": built.after,
+            **built.facts,
+            **self._extras(built),
+            "seconds": {**built.seconds, **built.measurement.seconds},
+        }
+
+    def _extras(self, built: _Built) -> dict[str, Any]:
+        extras: dict[str, Any] = {}
+        if built.unit.check_outputs:
+            extras["outputs"] = _check_outputs(built.engine.outputs(), built.model)
+        if built.layers is not None:
+            extras["layers"] = built.layers
+        if built.trace is not None:
+            try:
+                extras["kernels"] = kernels.columns_of(built.trace)
+            except Exception as error:  # noqa: BLE001 - the latency is measured: a profile that can't be read costs itself only
+                extras["kernels_error"] = describe(error)
+        return extras
 
     # Devices ----------------------------------------------------------------------------------------------
 
@@ -210,57 +251,29 @@ class Worker:
             cuda=self.cuda,
         )
 
-    def _measure_gpu(self, built: _Built) -> dict[str, Any]:
+    def _measure_gpu(self, built: _Built) -> None:
         unit, engine, stream = built.unit, built.engine, built.stream
-        extra: dict[str, Any] = {}
-        before = self.monitor.state()
-        measurement = measure.measure_gpu(self.cuda, engine, stream, self.loop, detail=unit.detail)
-        after = self.monitor.state()
-        if unit.check_outputs:
-            extra["outputs"] = _check_outputs(engine.outputs(), built.model)
-        if unit.layers:
-            begin = time.perf_counter()
-            extra.update(self._layers_gpu(engine, stream))
-            built.seconds["layers"] = round(time.perf_counter() - begin, 4)
-        flags = [*measurement.flags, *built.facts.pop("build_flags", ())]
-        if throttled(before, after):
-            flags.append("throttled")
-        return {
-            **_record(measurement, flags),
-            "before": before,
-            "after": after,
-            **built.facts,
-            **extra,
-            "seconds": {**built.seconds, **measurement.seconds},
-        }
-
-    def _layers_gpu(self, engine: Any, stream: int) -> dict[str, Any]:
-        """Per-layer times where the runtime has them, kernels with their nodes where CUPTI is at hand."""
+        built.before = self.monitor.state()
+        built.measurement = measure.measure_gpu(self.cuda, engine, stream, self.loop, detail=unit.detail)
+        built.after = self.monitor.state()
+        if not unit.layers:
+            return
+        begin = time.perf_counter()
         if hasattr(engine, "layer_times"):
-            return {"layers": engine.layer_times(stream)}
-        if not kernels.available():
-            return {}
-        return {"kernels": kernels.trace(self.cuda, engine, stream)}
+            built.layers = engine.layer_times(stream)
+        elif kernels.available():
+            built.trace = kernels.record_engine(self.cuda, engine, stream)
+        built.seconds["layers"] = round(time.perf_counter() - begin, 4)
 
     def _build_cpu(self, unit: Unit, model: Path) -> _Built:
         engine = ort.build_cpu(model, read_inputs(model), threads=self.threads, optimisation=unit.optimisation)
         facts = {"provider_options": ort.provider_options(engine.session), "typing": "strong"}
         return _Built(unit=unit, model=model, engine=engine, facts=facts)
 
-    def _measure_cpu(self, built: _Built) -> dict[str, Any]:
-        unit = built.unit
-        measurement = measure.measure_cpu(built.engine.run)
-        extra: dict[str, Any] = {}
-        if unit.check_outputs:
-            extra["outputs"] = _check_outputs(built.engine.outputs(), built.model)
-        if unit.layers:
-            extra["layers"] = self._layers_cpu(unit, built.model, read_inputs(built.model))
-        return {
-            **_record(measurement, list(measurement.flags)),
-            **built.facts,
-            **extra,
-            "seconds": {**built.seconds, **measurement.seconds},
-        }
+    def _measure_cpu(self, built: _Built) -> None:
+        built.measurement = measure.measure_cpu(built.engine.run)
+        if built.unit.layers:
+            built.layers = self._layers_cpu(built.unit, built.model, read_inputs(built.model))
 
     def _layers_cpu(self, unit: Unit, model: Path, inputs: Outputs) -> list[dict[str, Any]]:
         with tempfile.TemporaryDirectory() as folder:
@@ -278,7 +291,7 @@ class Worker:
             return ort.layer_times(engine.session.end_profiling())
 
 
-def _record(measurement: measure.Measurement, flags: list[str]) -> dict[str, Any]:
+def _record(measurement: measure.Measurement) -> dict[str, Any]:
     def listed(samples: measure.Samples) -> list[float]:
         return [round(float(value), 9) for value in samples]
 
@@ -293,7 +306,7 @@ def _record(measurement: measure.Measurement, flags: list[str]) -> dict[str, Any
         "host_sync_samples_s": listed(measurement.host_sync_samples),
         "warmup_runs": measurement.warmup_runs,
         "graph_nodes": measurement.graph_nodes,
-        "flags": flags,
+        "flags": list(measurement.flags),
     }
 
 
