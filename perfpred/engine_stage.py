@@ -175,9 +175,18 @@ class EngineStage:
         """Log of the latency of each engine, log seconds; shape (n_engines,)."""
         layers = _layers(instances.assign(peak=peak_of(instances)), len(engines))
         made = self._log_physics(layers, engines)
-        if self.process_:
-            features = (self._engine_features(layers, engines) - self.process_["mean"]) / self.process_["spread"]
-            made = made + _kernel(features, self.process_["landmarks"]) @ self.process_["weights"]
+        if self.smooth:
+            made = (
+                made + _kernel(self._similarity(layers, engines), self.process_["landmarks"]) @ self.process_["weights"]
+            )
+        return made
+
+    def similarity(self, instances: pd.DataFrame, engines: pd.DataFrame) -> Array:
+        """Standardised features in which near engines err alike; shape (n_engines, n_features)."""
+        return self._similarity(_layers(instances.assign(peak=peak_of(instances)), len(engines)), engines)
+
+    def _similarity(self, layers: _Layers, engines: pd.DataFrame) -> Array:
+        made: Array = (self._engine_features(layers, engines) - self.process_["mean"]) / self.process_["spread"]
         return made
 
     def layer_times(self, instances: pd.DataFrame) -> Array:
@@ -225,9 +234,7 @@ class EngineStage:
             ]
         ).astype(float)  # fmt: skip
 
-    def _fit_process(self, features: Array, residual: Array, weight: Array) -> None:
-        mean, spread = features.mean(axis=0), features.std(axis=0) + 1e-9
-        scaled = (features - mean) / spread
+    def _fit_process(self, scaled: Array, residual: Array, weight: Array) -> None:
         chosen = np.arange(len(scaled))
         if len(chosen) > self.landmarks:
             chosen = np.sort(np.random.default_rng(self.seed).choice(chosen, self.landmarks, replace=False))
@@ -239,7 +246,7 @@ class EngineStage:
             cross = _kernel(landmarks, scaled) / noise
             inner = cross @ _kernel(scaled, landmarks) + _kernel(landmarks, landmarks) + 1e-8 * np.eye(len(landmarks))
             weights = np.linalg.solve(inner, cross @ residual)
-        self.process_ = {"mean": mean, "spread": spread, "landmarks": landmarks, "weights": weights}
+        self.process_ |= {"landmarks": landmarks, "weights": weights}
 
     def to_dict(self) -> dict[str, Any]:
         """JSON form."""
@@ -260,7 +267,7 @@ class EngineStage:
         if tuple(facts["classes"]) != CLASSES:
             raise FormatError("the engine stage was trained with other layer kinds; train it again with this perfpred")
         return cls(
-            smooth=bool(facts["process"]),
+            smooth="weights" in facts["process"],
             cells_=tuple(facts["cells"]),
             parameters_={name: np.asarray(v, float) for name, v in facts["parameters"].items()},
             process_={name: np.asarray(v, float) for name, v in facts["process"].items()},

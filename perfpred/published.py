@@ -162,7 +162,11 @@ class Graphs:
     def find(self, row: Mapping[str, Any]) -> Mapped | None:
         """The graph of a row of the table, or `None` where there is no faithful one."""
         lab = lab_of(row["source"])
-        key = (lab, *(row[c] for c in ("network", "zoo", "zoo_match", "graph")), "x".join(row["input_shape"].split("x")[1:]))
+        key = (
+            lab,
+            *(row[c] for c in ("network", "zoo", "zoo_match", "graph")),
+            "x".join(row["input_shape"].split("x")[1:]),
+        )
         if key not in self._found:
             self._found[key] = self._look_up(lab, row)
         return self._found[key]
@@ -261,7 +265,8 @@ def dataset_from_published(
             )
         engines.append(_engine(row, mapped, structure, network_id))
     return Dataset(
-        engines=engine_frame(engines), layers=pd.concat(layers.values(), ignore_index=True) if layers else Dataset().layers
+        engines=engine_frame(engines),
+        layers=pd.concat(layers.values(), ignore_index=True) if layers else Dataset().layers,
     )
 
 
