@@ -20,6 +20,11 @@ _GATE: Final = frozenset({"gate"})
 _REDUCED: Final = frozenset({"reduced"})
 _HEADS: Final = frozenset({"heads"})
 _NORMED: Final = frozenset({"normed"})
+_BLOCKED: Final = frozenset({"blocked"})
+_THROUGH: Final = frozenset({"pointwise", "pool", "gpool", "concat", "nothing", "resize"})
+#: Channels of a block with AVX-512, and the step that input channels must keep.
+_BLOCK: Final = 16
+_BLOCK_STEP: Final = 4
 _SPLITTING: Final = frozenset({"split", "conv"})
 _MOVED: Final = frozenset({"view", "transpose"})
 _TRAILING: Final = frozenset({"view", "transpose"})
@@ -50,8 +55,11 @@ class Graph:
         self.returned = {writer[name] for name in outputs if name in writer}
 
     def _add_context(self, i: int) -> None:
-        """Adds the words that depend on a node's neighbours: `gate`, `reduced`, `normed`, `heads`."""
+        """Adds the words that depend on a node's neighbours: `gate`, `reduced`, `normed`, `heads`,
+        `blocked`."""
         labels = self.labels[i]
+        if self._is_blocked(i, labels):
+            labels = self.labels[i] = labels | _BLOCKED
         if "binary" in labels:
             operands = {t.name for t in self.nodes[i].activations}
             sources = (self.nodes[p].activations for p in self.producers[i])
@@ -75,6 +83,22 @@ class Graph:
             if moved and "bias" in self.labels[p] and any("fc" in self.labels[q] for q in self.producers[p]):
                 self.labels[i] |= _HEADS
                 self.labels[p] |= _HEADS
+
+    def _is_blocked(self, i: int, labels: Labels) -> bool:
+        """Whether ONNX Runtime's CPU provider keeps a node's result in its layout of channel blocks."""
+        node, producers = self.nodes[i], self.producers[i]
+        shape = node.outputs[0].shape if node.outputs else ()
+        if len(shape) != 4:
+            return False
+        if "conv" in labels:
+            channels = node.inputs[0].shape[1] if node.inputs[0] is not None else 0
+            if "dense" in labels:
+                return channels < _BLOCK or channels % _BLOCK_STEP == 0
+            return shape[1] % _BLOCK == 0 and ("depthwise" in labels or channels % _BLOCK == 0)
+        through = not _THROUGH.isdisjoint(labels) and "broadcast" not in labels
+        aligned = "concat" not in labels or shape[1] % _BLOCK == 0
+        inputs = len(node.activations)
+        return through and aligned and len(producers) == inputs and all("blocked" in self.labels[p] for p in producers)
 
     def size(self, i: int) -> int:
         """Elements of a node's first output."""

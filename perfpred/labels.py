@@ -2,7 +2,8 @@
 
 A pattern matches words, not operator types, so that `relu` means the same in every rule set.
 Where the words of a binary operator differ by operand: `bias` and `scale` have a constant operand, `add` and `mul`
-two activations of one shape, `badd` and `bmul` two activations that broadcast.
+two activations of one shape, `badd` and `bmul` two activations that broadcast. `grouping.Graph` adds the words that
+depend on neighbours.
 """
 
 from __future__ import annotations
@@ -161,6 +162,7 @@ _BATCHED_PRODUCT: Final = _set("gemm matmul anchor batched")
 _BINARY_LABELS: Final = {
     op: (
         frozenset({constant, "withconst", "pointwise"}),
+        frozenset({constant, "withconst", "pointwise", "scalar"}),
         frozenset({both, "binary", "pointwise"}),
         frozenset({"b" + both, "broadcast", "pointwise"}),
     )
@@ -169,10 +171,10 @@ _BINARY_LABELS: Final = {
 
 
 def _binary(node: Node) -> Labels:
-    withconst, both, broadcast = _BINARY_LABELS[node.op_type]
+    withconst, scalar, both, broadcast = _BINARY_LABELS[node.op_type]
     operands = node.activations
     if len(operands) < 2:
-        return withconst
+        return scalar if all(t.elements == 1 for t in node.weights) else withconst
     first = operands[0].shape
     return both if all(t.shape == first for t in operands) else broadcast
 
@@ -194,8 +196,9 @@ def _transpose(node: Node) -> Labels:
     moved = [d for d in perm if node.activations[0].shape[d] != 1] if node.activations else []
     if moved and moved == sorted(moved):
         return _VIEW
-    last = len(perm) - 1
-    return _SWAP if tuple(perm) == (*range(last - 1), last, last - 1) and last < 3 else _TRANSPOSE
+    if tuple(perm[-2:]) != (len(perm) - 1, len(perm) - 2) or tuple(perm[:-2]) != tuple(range(len(perm) - 2)):
+        return _TRANSPOSE
+    return _SWAP if len(perm) <= 3 else _LAST_SWAP
 
 
 def _cast(node: Node) -> Labels:
@@ -220,7 +223,8 @@ _UNROLLED: Final = 8
 _SMALL: Final = 64
 _VIEW: Final = _set("view")
 _NOTHING_LABELS: Final = _set("nothing view")
-_SWAP: Final = _set("transpose swap move")
+_SWAP: Final = _set("transpose swap lastswap move")
+_LAST_SWAP: Final = _set("transpose lastswap move")
 _TRANSPOSE: Final = _set("transpose move")
 _OTHER: Final = _set("other")
 _BY_NODE: Final[dict[str, Callable[[Node], Labels]]] = {

@@ -18,12 +18,15 @@ from google.protobuf.message import DecodeError
 
 from perfpred.engine import EngineLayer, EngineTensor, parse_json, read_text
 from perfpred.errors import EngineFormatError
+from perfpred.layer import Node
 from perfpred.network import Network
 
 #: Operators the optimiser inserts to change layout or type; the tensor they write is the one they read.
 _COPIES: Final = frozenset(
     {"ReorderInput", "ReorderOutput", "MemcpyToHost", "MemcpyFromHost", "Cast", "Transpose", "Reshape"}
 )
+#: Operators that only rename or move what they read.
+_MOVES: Final = frozenset({"Reshape", "Flatten", "Squeeze", "Unsqueeze", "Transpose", "Cast"})
 _NOTHING: Final = frozenset({"Identity", "Dropout"})
 _KERNEL: Final = "_kernel_time"
 _BLOCKED: Final = "com.microsoft.nchwc"
@@ -50,13 +53,7 @@ def layers_from_optimised_model(
     writer = {t.name: i for i, node in enumerate(network.nodes) for t in node.outputs}
     known = {*writer, *(t.name for t in network.inputs)}
     constants = {i.name for i in graph.initializer}
-    # Known tensors behind a copy name what the copy reads; what is fused keeps its name only there.
-    alias = {
-        node.input[0]: node.output[0]
-        for node in graph.node
-        if node.op_type in _COPIES and node.output[0] in known and node.name not in by_name
-    }
-    alias = {read: written for read, written in alias.items() if read not in known and read not in constants}
+    alias = _aliases_of_copies(graph, network, known, constants)
     layers = []
     claimed: set[str] = set()
     for index, node in enumerate(graph.node):
@@ -66,6 +63,8 @@ def layers_from_optimised_model(
                 continue
             if node.domain == _BLOCKED and node.op_type not in _COPIES:
                 alias[output] = _blocked_output(node, network, writer)
+            elif node.op_type == "Gelu" and original is None:
+                alias[output] = _gelu_output(alias.get(node.input[0], node.input[0]), network, place)
             elif output in by_name:
                 alias[output] = by_name[output].outputs[0].name
             elif original is not None and position < len(original.outputs):
@@ -75,6 +74,9 @@ def layers_from_optimised_model(
         reads = {alias.get(i, i) for i in node.input if i}
         writes = [alias.get(o, o) for o in node.output if o]
         behind = _behind(network, writer, writes, reads) - claimed
+        if len(behind) > 1:
+            # Moves that the optimiser merged into others or pushed through the graph are no part of what it fused.
+            behind = {n for n in behind if by_name[n].op_type not in _MOVES or _keeps(node.op_type, by_name[n])}
         claimed |= behind
         layers.append(
             EngineLayer(
@@ -91,6 +93,48 @@ def layers_from_optimised_model(
             f"{label}: expected tensors of '{network.name}', found none; it was optimised from another graph"
         )
     return tuple(layers)
+
+
+def _aliases_of_copies(
+    graph: onnx.GraphProto, network: Network, known: set[str], constants: set[str]
+) -> dict[str, str]:
+    """Original tensors that inserted copies read: what was fused keeps its name only behind the copy.
+
+    A copy that took the place of a node of the graph writes that node's output and so reads that node's input.
+    """
+    names = {node.name for node in network.nodes}
+    alias = {}
+    for node in graph.node:
+        read, written = node.input[0] if node.input else "", node.output[0]
+        if node.op_type not in _COPIES or written not in known or node.name in names or read in known | constants:
+            continue
+        producer = network.producer(written)
+        replaced = producer is not None and producer.op_type in _MOVES and producer.activations
+        alias[read] = producer.activations[0].name if producer is not None and replaced else written
+    return alias
+
+
+def _keeps(op_type: str, original: Node) -> bool:
+    """Whether an optimised operator does a move of the original graph itself."""
+    return op_type == original.op_type or (op_type == "FusedMatMul" and original.op_type == "Transpose")
+
+
+def _gelu_output(read: str, network: Network, place: Mapping[str, int]) -> str:
+    """Tensor that an activation spelled out in several nodes writes, from the tensor it reads."""
+    pending = {place[node.name] for node in network.consumers(read)}
+    count = 0
+    while pending:
+        first = min(pending)
+        pending.discard(first)
+        count += 1
+        node = network.nodes[first]
+        name = node.outputs[0].name
+        readers = network.consumers(name)
+        scaled = len(readers) == 1 and readers[0].op_type == "Mul" and len(readers[0].activations) == 1
+        if count > 3 and not pending and not (count == 4 and scaled):
+            return name
+        pending.update(place[reader.name] for reader in readers)
+    return read
 
 
 def _blocked_output(node: onnx.NodeProto, network: Network, writer: Mapping[str, int]) -> str:

@@ -26,6 +26,8 @@ _ORT_SHARED: Final = (
     Chain(name="quick-gelu", pattern="sigmoid mul&gate", source=_ORT),
     Chain(name="gelu", pattern="scale erf bias mul scale", source=_ORT),
     Chain(name="gelu", pattern="scale scale erf bias mul", source=_ORT),
+    Chain(name="scaled-matmul", pattern="matmul scalar&scale", source=_ORT),
+    Absorb(name="scaled-matmul", pattern="scalar&scale|lastswap", source=_ORT, into="matmul"),
     Chain(name="skip-layer-norm", pattern="add bias? layernorm|rmsnorm", source=_ORT),
 )
 
@@ -82,13 +84,15 @@ ONNXRUNTIME: Final = RuleSet(
     rules=(
         Chain(
             name="conv-activation",
-            pattern=f"conv bn? scale? bias? add? {_ACT}?",
+            pattern=f"conv bn? scale? bias? add&blocked? {_ACT}?",
             source=_ORT_CPU,
             operand="first",
         ),
-        Chain(name="bn-activation", pattern="bn relu?", source=_ORT_CPU),
+        Chain(name="bn-as-conv", pattern="bn&blocked add&blocked? relu?", source=_ORT_CPU, operand="first"),
         Chain(name="fc-bias-activation", pattern=f"fc bias? {_ACT}?", source=_ORT),
+        Chain(name="reshapes", pattern="view view*", source=_ORT_CPU),
         *_ORT_SHARED,
+        Siblings(name="slices-to-split", pattern="slice|gather", source=_ORT_CPU),
     ),
     free=("nothing",),
 )
