@@ -246,7 +246,8 @@ def dataset_from_published(
     engines: list[dict[str, Any]] = []
     layers: dict[str, pd.DataFrame] = {}
     networks: dict[tuple[str, int, str], Network] = {}
-    for line, row in table.to_dict("index").items():
+    rows: list[dict[str, Any]] = [dict(zip(COLUMNS, values, strict=True)) for values in table.itertuples(index=False)]
+    for line, row in zip(table.index, rows, strict=True):
         mapped = graphs.find(row)
         if mapped is None:
             continue

@@ -36,7 +36,7 @@ def read_csv(path: str | Path, columns: Mapping[str, type], optional: Collection
     missing = [name for name in columns if name not in table and name not in optional]
     if missing:
         near = {name: get_close_matches(name, table.columns, n=1) for name in missing}
-        hints = [f"'{name}'" + (f" (rename '{found[0]}'?)" if found else "") for name, found in near.items()]
+        hints = [f"{name!r}" + (f" (rename {found[0]!r}?)" if found else "") for name, found in near.items()]
         raise DatasetError(f"{path}: has no column {', '.join(hints)}; add it, the header names the columns")
     made: dict[str, Any] = {}
     for name, kind in columns.items():
@@ -62,9 +62,9 @@ def refuse(path: str | Path, table: pd.DataFrame, wrong: pd.Series[bool], column
         DatasetError: File, line, column, value, cause and fix.
     """
     if wrong.any():
-        line = wrong[wrong].index[0]
+        line = int(wrong.index[int(wrong.to_numpy(bool).argmax())])
         more = f" ({int(wrong.sum())} rows)" if wrong.sum() > 1 else ""
-        value = table.at[line, column] if column in table else ""
+        value = str(table.at[line, column]) if column in table else ""
         raise DatasetError(f"{path}: line {line}: {column} '{value}' {what}{more}")
 
 
