@@ -38,6 +38,7 @@ BUILDER_MODULES = (
     "audio",
     "video",
     "synthetic",
+    "published",
 )
 
 Build = Callable[[], "tuple[torch.nn.Module, tuple[torch.Tensor, ...]]"]
