@@ -10,6 +10,7 @@ from __future__ import annotations
 import argparse
 import csv
 import fcntl
+import multiprocessing
 import os
 import sys
 import time
@@ -18,8 +19,10 @@ from concurrent.futures import ProcessPoolExecutor
 from contextlib import contextmanager
 from dataclasses import asdict, fields, replace
 from fnmatch import fnmatchcase
+from multiprocessing.connection import Connection
 from pathlib import Path
 
+import onnx
 import zstandard
 from onnx import ModelProto
 
@@ -41,6 +44,7 @@ from perfpred.zoo import NetworkSpec, specs
 from perfpred.zoo.check import CheckResult, check
 
 _LARGEST_GRAPH_BYTES = 200_000
+_LONGEST_EXPORT_S = 120
 
 
 def _selected(selection: str) -> Iterator[NetworkSpec]:
@@ -112,10 +116,43 @@ def _rows(folder: Path) -> list[CorpusNetwork]:
     return read_table(table) if table.exists() else []
 
 
-def build(selection: str, folder: Path, *, limit: int | None, checked: bool) -> int:
-    """Add every selected network that the table lacks; returns the number of failures, reported one a line."""
+def _export_into(spec: NetworkSpec, results: Connection) -> None:
     from perfpred.zoo.export import export
 
+    try:
+        results.send_bytes(export(spec).SerializeToString())
+    except Exception as error:  # noqa: BLE001 (the parent reports it)
+        results.send_bytes(b"")
+        results.send(f"{type(error).__name__}: {' '.join(str(error).split())[:200]}")
+
+
+def _export(spec: NetworkSpec) -> ModelProto:
+    """Export in a child process: some traces never end, and the exporter can't be interrupted.
+
+    Raises:
+        NetworkError: the export failed or took longer than `_LONGEST_EXPORT_S`.
+    """
+    fork = multiprocessing.get_context("fork")
+    results, send = fork.Pipe(duplex=False)
+    child = fork.Process(target=_export_into, args=(spec, send), daemon=True)
+    child.start()
+    send.close()
+    try:
+        if not results.poll(_LONGEST_EXPORT_S):
+            raise NetworkError(f"export took longer than {_LONGEST_EXPORT_S} s")
+        data = results.recv_bytes()
+        if not data:
+            raise NetworkError(results.recv())
+        return onnx.load_from_string(data)
+    except EOFError as error:
+        raise NetworkError("the exporting process died") from error
+    finally:
+        child.kill()
+        child.join()
+
+
+def build(selection: str, folder: Path, *, limit: int | None, checked: bool) -> int:
+    """Add every selected network that the table lacks; returns the number of failures, reported one a line."""
     (folder / GRAPHS).mkdir(parents=True, exist_ok=True)
     failures = added = 0
     for spec in _selected(selection):
@@ -125,7 +162,7 @@ def build(selection: str, folder: Path, *, limit: int | None, checked: bool) -> 
             continue
         started = time.perf_counter()
         try:
-            model = export(spec)
+            model = _export(spec)
             done = _add(folder, _row(spec, model), model, checked=checked)
         except Exception as error:  # noqa: BLE001 (one network that fails must not stop the rest)
             failures += 1

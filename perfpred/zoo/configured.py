@@ -9,6 +9,7 @@ from collections.abc import Callable
 from typing import Any
 
 import torch
+import transformers
 from torch import Tensor, nn
 
 from perfpred.zoo import NetworkSpec, register
@@ -44,8 +45,6 @@ class FirstOutput(nn.Module):
 
 def make(class_name: str, config_name: str, config: dict[str, Any]) -> nn.Module:
     """Return a network of the library with the given configuration values."""
-    import transformers
-
     made = getattr(transformers, config_name)(**config, **_EAGER)
     network: nn.Module = getattr(transformers, class_name)(made)
     return network

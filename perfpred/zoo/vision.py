@@ -10,7 +10,9 @@ from collections.abc import Callable
 from functools import partial
 from typing import Any
 
+import timm
 import torch
+import torchvision
 from torch import Tensor, nn
 
 from perfpred.zoo import NetworkSpec, register
@@ -28,8 +30,6 @@ def _split(name: str) -> tuple[str, int | None, dict[str, float]]:
 
 
 def _timm(name: str) -> Built:
-    import timm
-
     timm.layers.set_fused_attn(False)
     builder, size, arguments = _split(name)
     try:  # transformers fix the input size when they are built, convolution networks do not know the argument
@@ -41,8 +41,6 @@ def _timm(name: str) -> Built:
 
 
 def _torchvision(name: str) -> Built:
-    import torchvision
-
     torch.backends.mha.set_fastpath_enabled(False)  # the fused path has no ONNX form
     builder, size, arguments = _split(name)
     inception = builder in ("googlenet", "inception_v3")
@@ -79,8 +77,6 @@ def _proposes(network: Any, image: Tensor) -> list[Tensor]:
 
 
 def _torchvision_dense(name: str) -> Built:
-    import torchvision
-
     builder, size, _ = _split(name)
     network = torchvision.models.get_model(builder, weights=None, weights_backbone=None)
     if hasattr(network, "rpn"):
@@ -92,8 +88,6 @@ def _torchvision_dense(name: str) -> Built:
 
 
 def _torchvision_video(name: str) -> Built:
-    import torchvision
-
     builder, size, _ = _split(name)
     network = torchvision.models.get_model(builder, weights=None)
     default = 112 if builder in ("r3d_18", "mc3_18", "r2plus1d_18") else 224

@@ -21,9 +21,6 @@ TORCHVISION: dict[tuple[str, str], str] = {
     ("regnet", "regnet"): "regnet_y_400mf regnet_x_400mf regnet_y_1_6gf regnet_x_3_2gf",
     ("convnext", "convnext"): "convnext_tiny convnext_small",
     ("vit", "vit"): "vit_b_16 vit_b_32",
-    ("hierarchical-vit", "swin"): "swin_t swin_s",
-    ("hierarchical-vit", "swinv2"): "swin_v2_t",
-    ("hierarchical-vit", "maxvit"): "maxvit_t",
 }
 
 TORCHVISION_DENSE: dict[tuple[str, str], str] = {
@@ -45,7 +42,6 @@ TORCHVISION_VIDEO: dict[tuple[str, str], str] = {
     ("video", "resnet3d"): "r3d_18 mc3_18 r2plus1d_18",
     ("video", "s3d"): "s3d s3d@160",
     ("video", "mvit_video"): "mvit_v2_s mvit_v1_b",
-    ("video", "swin3d"): "swin3d_t",
 }
 
 TIMM: dict[tuple[str, str], str] = {
@@ -200,8 +196,7 @@ TIMM: dict[tuple[str, str], str] = {
     ),
     ("hierarchical-vit", "pit"): "pit_ti_224 pit_xs_224 pit_s_224 pit_b_224",
     ("hierarchical-vit", "davit"): "davit_tiny davit_small davit_base",
-    ("hierarchical-vit", "mvitv2"): "mvitv2_tiny mvitv2_small",
-    ("hierarchical-vit", "hiera"): "hiera_tiny_224 hiera_small_224",
+    ("hierarchical-vit", "hiera"): "hiera_tiny_224",
     ("hierarchical-vit", "nest"): "nest_tiny nest_small",
     ("hierarchical-vit", "coat"): "coat_lite_tiny coat_lite_mini coat_lite_small coat_tiny",
     ("hierarchical-vit", "gcvit"): "gcvit_xxtiny gcvit_xtiny",
