@@ -19,8 +19,8 @@ from perfpred.lowering import rules_for, structure_frame, structure_key
 from perfpred.network import load_network
 from perfpred.prepare import graph_digest, read_graph_bytes
 
-#: What ONNX Runtime appends to a node's name when it rewrites the node.
-_REWRITTEN: Final = re.compile(r"(_nchwc|_nhwc|_token_\d+|_quant|/\w*Fusion/?|_kernel_time)+$")
+#: What ONNX Runtime appends to the name of a node, or of the tensor it writes, when it rewrites the node.
+_REWRITTEN: Final = re.compile(r"(_bn|_nchwc|_nhwc|_token_\d+|_quant|/\w*Fusion/?|_kernel_time)+$")
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -71,11 +71,10 @@ def dataset_from_records(
         for name, batch_size, precision, rules in asked
     )
     frames, nodes = [], {}
-    for key, (structure, frame) in zip(asked, lowered, strict=True):
+    for key, (structure, frame, owners) in zip(asked, lowered, strict=True):
         wanted[key] = structure
         frames.append(frame)
-        node_level = frame[frame["level"] == "node"]
-        nodes[structure] = {n for names in node_level["onnx_nodes"] for n in names}
+        nodes[structure] = owners
     engines, times = [], []
     for record in found:
         structure = wanted.get(_asked(record)) if record["status"] == "good" else None
@@ -96,7 +95,10 @@ def _asked(record: Mapping[str, Any]) -> tuple[str, int, str, str]:
     return record["network"], record["batch_size"], record["precision"], rules
 
 
-def _lower(path: Path, name: str, batch_size: int, precision: str, rules: str) -> tuple[str, pd.DataFrame]:
+def _lower(
+    path: Path, name: str, batch_size: int, precision: str, rules: str
+) -> tuple[str, pd.DataFrame, dict[str, str]]:
+    """Structure, its layers, and the node behind each name: its own, or that of a tensor it writes."""
     import onnx
 
     try:
@@ -104,7 +106,9 @@ def _lower(path: Path, name: str, batch_size: int, precision: str, rules: str) -
     except PerfpredError as error:
         raise DatasetError(f"{path}: was measured but can't be lowered: {error}") from error
     structure = structure_key(graph_digest(path), network, precision, rules)
-    return structure, structure_frame(network, precision=precision, rules=rules, structure=structure)
+    owners = {tensor.name: node.name for node in network.nodes for tensor in node.outputs}
+    owners |= {node.name: node.name for node in network.nodes}
+    return structure, structure_frame(network, precision=precision, rules=rules, structure=structure), owners
 
 
 def _engine_row(record: Mapping[str, Any], structure: str | None, origin: Origin | None, lab: str) -> dict[str, Any]:
@@ -160,7 +164,7 @@ def _engine_row(record: Mapping[str, Any], structure: str | None, origin: Origin
     }
 
 
-def _time_rows(record: Mapping[str, Any], nodes: set[str]) -> list[dict[str, Any]]:
+def _time_rows(record: Mapping[str, Any], nodes: Mapping[str, str]) -> list[dict[str, Any]]:
     """Times of a profiled pass by runtime node, joined to the nodes of the network where the name says which."""
     traced, layers = record.get("kernels"), record.get("layers")
     if traced:
@@ -177,12 +181,12 @@ def _time_rows(record: Mapping[str, Any], nodes: set[str]) -> list[dict[str, Any
         ]
     else:
         entries = [
-            {"name": e["name"], "time_s": e["time_s"], "n_samples": e.get("runs"), "kernels": []} for e in layers
+            {"name": e["name"], "time_s": e["time_s"], "n_samples": e.get("runs"), "kernels": []} for e in layers or []
         ]
     rows = []
     for entry in entries:
         name = _REWRITTEN.sub("", entry["name"])
-        behind = [n for n in (entry["name"], name) if n in nodes][:1]
+        behind = [nodes[n] for n in (entry["name"], name) if n in nodes][:1]
         rows.append(
             {"engine_id": record["engine_id"], "onnx_nodes": behind, "n_kernels": len(entry["kernels"]), **entry}
         )
