@@ -1,7 +1,7 @@
 """Which engines do the measuring campaigns plan?
 
 Command: python experiments/campaign_plans.py
-Output: datasets/gpu-onnxruntime/plan-h100.json, plan-h200.json, plan-rebuilds.json and datasets/cpu-onnxruntime/plan.json
+Output: datasets/gpu-onnxruntime/plan-h100.json, plan-h200.json and datasets/cpu-onnxruntime/plan.json
 
 Every family meets every partition, its networks by turns; precisions, batch sizes, kernel traces and further options
 are sampled by a hash of the name. Networks come in rounds, one of each family at a time: a campaign that stops early
@@ -49,47 +49,40 @@ def fits(flops: float, batch_size: int, sm_count: int | None) -> bool:
     return flops * batch_size / ((sm_count or 132) * SM_FLOPS) < LONGEST_S
 
 
-def h100_units(network: CorpusNetwork, flops: float, place: int, siblings: int) -> Iterator[Unit]:
-    """Units of one network on the GPU that carries the partitions.
+def gpu_units(network: CorpusNetwork, flops: float, turn: int, place: int) -> Iterator[Unit]:
+    """Units of one network on a GPU.
 
-    `place` numbers the network among the `siblings` of its family: partitions are dealt out in turn, so that every
-    family meets every one.
+    Args:
+        network: The network.
+        flops: Its work at batch 1.
+        turn: Shifts the partitions, so that a second GPU meets others.
+        place: Number of the network among those of its family; the first two get a second unit.
     """
     name = network.name
-    share = max(2, -(-len(PARTITIONS) // siblings))
-    for turn in range(share):
-        sms = PARTITIONS[(place * share + turn) % len(PARTITIONS)]
-        if fits(flops, 1, sms):
-            yield Unit(network=name, precision="fp16", sm_count=sms, layers=True, detail=draw(name, "detail") < 0.1)
-    if draw(name, "off") < 0.12:
-        yield Unit(network=name, precision="fp16", optimisation="off")
-    sms = PARTITIONS[(place + int(5 * draw(network.family, "tf32"))) % len(PARTITIONS)]
-    if fits(2 * flops, 1, sms):
-        yield Unit(network=name, precision="tf32", sm_count=sms, layers=draw(name, "trace") < 0.3)
-    if draw(name, "fp32") < 0.1 and fits(4 * flops, 1, sms):
-        yield Unit(network=name, precision="fp32", sm_count=sms)
-    batch, sms = choose(name, "batch", (4, 8, 32)), choose(name, "batch-sms", PARTITIONS)
-    if draw(name, "batched") < 0.6 and fits(flops, batch, sms):
-        yield Unit(network=name, precision="fp16", batch_size=batch, sm_count=sms, layers=draw(name, "trace") < 0.5)
-
-
-def h200_units(network: CorpusNetwork, flops: float, place: int, siblings: int) -> Iterator[Unit]:
-    """Units of one network on the second GPU; the arguments are those of `h100_units`."""
-    name = network.name
-    sms = PARTITIONS[place % len(PARTITIONS)] if place % 2 else None
+    whole = (place + turn) % 3 == 0
+    sms = None if whole else PARTITIONS[1 + (place * 3 + turn) % 4]
+    trace = draw(name, f"trace-{turn}") < 0.4
     if fits(flops, 1, sms):
-        yield Unit(network=name, precision="fp16", sm_count=sms, layers=draw(name, "h200-trace") < 0.3)
-    batch = choose(name, "h200-batch", (8, 8, 32))
-    if draw(name, "h200-second") < 0.6 and fits(flops, batch, None):
-        yield Unit(network=name, precision="fp16", batch_size=batch)
-    elif fits(2 * flops, 1, sms):
-        yield Unit(network=name, precision="tf32", sm_count=sms)
+        yield Unit(network=name, precision="fp16", sm_count=sms, layers=trace, detail=draw(name, "detail") < 0.05)
+    if place > 1:
+        return
+    kind = choose(name, f"second-{turn}", ("tf32", "tf32", "batch", "batch", "partition", "fp32", "off"))
+    other = PARTITIONS[(place * 2 + turn + int(5 * draw(network.family, "other"))) % len(PARTITIONS)]
+    batch = choose(name, f"batch-{turn}", (4, 8, 32) if turn == 0 else (8, 8, 32))
+    if kind == "batch" and fits(flops, batch, other):
+        yield Unit(network=name, precision="fp16", batch_size=batch, sm_count=other)
+    elif kind in ("tf32", "fp32") and fits(4 * flops, 1, other):
+        yield Unit(network=name, precision=kind, sm_count=other)
+    elif kind == "off":
+        yield Unit(network=name, precision="fp16", optimisation="off")
+    elif other != sms and fits(flops, 1, other):
+        yield Unit(network=name, precision="fp16", sm_count=other)
 
 
-def cpu_units(network: CorpusNetwork, flops: float, place: int, siblings: int) -> Iterator[Unit]:
-    """Units of one network on a CPU; the arguments are those of `h100_units`."""
+def cpu_units(network: CorpusNetwork, flops: float) -> Iterator[Unit]:
+    """Units of one network on a CPU."""
     name = network.name
-    if flops < 25e9:
+    if flops < 12e9:
         yield Unit(network=name, precision="fp32", target="cpu", layers=True)
         if draw(name, "cpu-off") < 0.15:
             yield Unit(network=name, precision="fp32", target="cpu", optimisation="off")
@@ -124,27 +117,25 @@ def main() -> None:
     gpu, cpu = ROOT / "gpu-onnxruntime", ROOT / "cpu-onnxruntime"
     gpu.mkdir(exist_ok=True)
     cpu.mkdir(exist_ok=True)
-    plans = {gpu / "plan-h100.json": h100_units, gpu / "plan-h200.json": h200_units, cpu / "plan.json": cpu_units}
-    for path, units_of in plans.items():
-        units = []
-        for network in networks:
-            siblings = families[network.family]
-            place = siblings.index(network.name)
-            units += units_of(network, flops[network.name], place, len(siblings))
-        plan = Plan(units=tuple(units))
-        plan.save(path)
-        print(f"{path.relative_to(ROOT)}: {len(plan.units)} engines of {len(networks)} networks")
     known = {n.name for n in networks}
-    rebuilds = Plan(
-        units=tuple(
-            Unit(network=name, precision="fp16", rebuild=i, check_outputs=True, layers=True)
-            for name in REBUILT
-            if name in known
-            for i in range(10)
-        )
-    )
-    rebuilds.save(gpu / "plan-rebuilds.json")
-    print(f"gpu-onnxruntime/plan-rebuilds.json: {len(rebuilds.units)} engines")
+    rebuilds = [
+        Unit(network=name, precision="fp16", rebuild=i, check_outputs=True)
+        for i in range(1, 5)
+        for name in REBUILT
+        if name in known
+    ]
+    places = {n.name: families[n.family].index(n.name) for n in networks}
+    plans = {
+        gpu / "plan-h100.json": [
+            *rebuilds,
+            *(u for n in networks for u in gpu_units(n, flops[n.name], 0, places[n.name])),
+        ],
+        gpu / "plan-h200.json": [u for n in networks for u in gpu_units(n, flops[n.name], 1, places[n.name])],
+        cpu / "plan.json": [u for n in networks for u in cpu_units(n, flops[n.name])],
+    }
+    for path, units in plans.items():
+        Plan(units=tuple(units)).save(path)
+        print(f"{path.relative_to(ROOT)}: {len(units)} engines of {len({u.network for u in units})} networks")
 
 
 if __name__ == "__main__":
