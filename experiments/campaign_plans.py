@@ -17,6 +17,7 @@ from typing import Any
 
 from perfpred.corpus import Corpus, CorpusNetwork
 from perfpred.cost import network_cost
+from perfpred.errors import PerfpredError
 from perfpred.network import load_network
 from perfpred.unit import Plan, Unit
 
@@ -107,13 +108,16 @@ def main() -> None:
     families: dict[str, list[str]] = {}
     for network in networks:
         families.setdefault(network.family, []).append(network.name)
-    flops = {}
+    flops: dict[str, float] = {}
     for network in networks:
-        flops[network.name] = (
-            network.gflops * 1e9
-            if network.gflops
-            else network_cost(load_network(corpus.model(network.name), batch_size=1).nodes).flops
-        )
+        try:
+            known_flops = network.gflops * 1e9 if network.gflops else None
+            flops[network.name] = known_flops or float(
+                network_cost(load_network(corpus.model(network.name), batch_size=1).nodes).flops
+            )
+        except PerfpredError as error:
+            print(f"left out: {error}")
+    networks = [n for n in networks if n.name in flops]
     gpu, cpu = ROOT / "gpu-onnxruntime", ROOT / "cpu-onnxruntime"
     gpu.mkdir(exist_ok=True)
     cpu.mkdir(exist_ok=True)
