@@ -117,7 +117,6 @@ REBUILT: Final[Mapping[tuple[str, str], str]] = {
             "ppyoloe_m": "detector.ppyoloe-m",
             "yolo_nas_s": "detector.yolonas-s",
             "yolo_nas_m": "detector.yolonas-m",
-            "regnetY600": "timm.regnety_006",
             "ddrnet_23": "published.ddrnet_23",
             "ddrnet_23_slim": "published.ddrnet_23_slim",
             "stdc1_seg50": "segmentation.stdc1",
