@@ -24,6 +24,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 import onnx
+from classic_engines import classic_cases
 
 from perfpred.corpus import Corpus, CorpusNetwork
 from perfpred.engine import EngineLayer, layers_from_build_log, partition_from_engine
@@ -35,16 +36,6 @@ from perfpred.runtimes.rtx_build import bind_inputs, engine_in_child, name_nodes
 from perfpred.weights import bind_batch, fill_weights, to_fp16
 
 RESULTS = Path(__file__).parent / "results"
-#: Corpus network of each recorded classic engine that an exporter of the same graph made.
-CLASSIC = {
-    "alexnet_rtx3060laptop_fp16_torch_onnx_trt": "torchvision.alexnet",
-    "alexnet_rtx3060laptop_fp16_torch_trt": "torchvision.alexnet",
-    "alexnet_rtx3060laptop_fp16_trtexec": "torchvision.alexnet",
-    "mobilenetv2_titanrtx_qat": "torchvision.mobilenet_v2",
-    "resnet18_a100_fp16": "torchvision.resnet18",
-    "resnet18_a100_fp32": "torchvision.resnet18",
-    "resnet50_tf_rtx3090_fp16": "torchvision.resnet50",
-}
 TARGETS = {"tensorrt-rtx": 0.92, "tensorrt": 0.92, "onnxruntime": 0.97}
 
 Partition = Mapping[str, int]
@@ -172,7 +163,7 @@ def ort_case(corpus: Corpus, row: CorpusNetwork, cache: Path) -> tuple[Network, 
             options.optimized_model_filepath = str(Path(folder) / "optimised.onnx")
             model = bind_batch(fill_weights(graph), 1)
             onnxruntime.InferenceSession(model.SerializeToString(), options, providers=["CPUExecutionProvider"])
-            slim = onnx.load(options.optimized_model_filepath)
+            slim = onnx.load(options.optimized_model_filepath, load_external_data=False)
         for tensor in slim.graph.initializer:
             if len(tensor.raw_data) > 1024:
                 tensor.ClearField("raw_data")
@@ -197,7 +188,7 @@ def corpus_agreements(
                 theirs = {n: i for i, layer in enumerate(engine) for n in layer.onnx_nodes}
                 counted = len({*theirs.values()})
                 layers = len({g for n, g in partition_by_rules(network, builder).items() if n in theirs})
-        except Exception as error:  # a network that one builder refuses is reported, the others go on
+        except Exception as error:  # noqa: BLE001  a network that one builder refuses is reported, the others go on
             failed[row.name] = f"{type(error).__name__}: {error}".splitlines()[0][:200]
             continue
         found.append(
@@ -236,9 +227,138 @@ def summary(rows: Sequence[Agreement]) -> dict[str, float]:
         "networks": len(rows),
         "f1": statistics.fmean(r.f1 for r in rows),
         "exact_share": sum(r.exact for r in rows) / max(sum(r.multi for r in rows), 1),
-        "exact_share_per_network": statistics.fmean(r.exact / r.multi for r in rows if r.multi),
+        "exact_share_per_network": statistics.fmean([r.exact / r.multi for r in rows if r.multi] or [1.0]),
         "layer_count_error_median": statistics.median(abs(r.layers / r.builder_layers - 1) for r in rows),
         "trivial_f1": statistics.fmean(r.trivial_f1 for r in rows),
         "trivial_exact_share": sum(r.trivial_exact for r in rows) / max(sum(r.multi for r in rows), 1),
         "unnamed_share": sum(r.unnamed for r in rows) / sum(r.nodes for r in rows),
     }
+
+
+def classic_agreements(corpus: Corpus, folder: Path, *, show: int) -> tuple[list[Agreement], dict[str, str]]:
+    """Scores of the recorded classic engines, and the names of each recording that nothing matches."""
+    found, unmatched = [], {}
+    for case in classic_cases(folder, corpus):
+        theirs = partition_of(case.engine, case.network)
+        found.append(
+            agreement(
+                case.network,
+                theirs,
+                builder="tensorrt",
+                rules="tensorrt",
+                lineage=corpus[case.corpus_name].lineage,
+                builder_layers=sum(layer.role == "compute" for layer in case.engine),
+                layers=sum(layer.kind != "reformat" for layer in fuse(case.network, "tensorrt")),
+            )
+        )
+        if case.unmatched:
+            unmatched[case.name] = f"{len(case.unmatched)} names unmatched, such as {', '.join(case.unmatched[:3])}"
+        if show:
+            print_disagreements(case.network, case.engine, theirs, "tensorrt", show)
+    return found, unmatched
+
+
+def report(rows: Sequence[Agreement], failed: Mapping[str, Mapping[str, str]]) -> str:
+    """The results as Markdown."""
+    lines = ["# Agreement of the fusion rules with real builders", "", "`make fusion-agreement` writes this page.", ""]
+    lines += [
+        "| builder | part | networks | F1 | target | exact groups | count error (median) | trivial F1 | trivial exact |",
+        "|---|---|---|---|---|---|---|---|---|",
+    ]
+    for builder in TARGETS:
+        for part in ("development", "held out", "all"):
+            some = [r for r in rows if r.builder == builder and part in (r.part, "all")]
+            if some:
+                s = summary(some)
+                lines.append(
+                    f"| {builder} | {part} | {len(some)} | {s['f1']:.3f} | {TARGETS[builder]} | "
+                    f"{s['exact_share']:.1%} | {s['layer_count_error_median']:.1%} | {s['trivial_f1']:.3f} | "
+                    f"{s['trivial_exact_share']:.1%} |"
+                )
+    for builder in TARGETS:
+        some = [r for r in rows if r.builder == builder]
+        if not some:
+            continue
+        lines += [
+            "",
+            f"## {builder}: by lineage",
+            "",
+            "| lineage | part | networks | F1 | exact groups | count error |",
+        ]
+        lines.append("|---|---|---|---|---|---|")
+        for lineage in sorted({r.lineage for r in some}):
+            group = [r for r in some if r.lineage == lineage]
+            s = summary(group)
+            lines.append(
+                f"| {lineage} | {group[0].part} | {len(group)} | {s['f1']:.3f} | {s['exact_share']:.1%} | "
+                f"{s['layer_count_error_median']:.1%} |"
+            )
+        lines += ["", f"### {builder}: worst", "", "| network | lineage | F1 | exact | layers | builder's layers |"]
+        lines.append("|---|---|---|---|---|---|")
+        for r in sorted(some, key=lambda r: r.f1)[:12]:
+            lines.append(
+                f"| {r.network} | {r.lineage} | {r.f1:.3f} | {r.exact}/{r.multi} | {r.layers} | {r.builder_layers} |"
+            )
+        lines += ["", f"Nodes the builder doesn't name: {summary(some)['unnamed_share']:.1%}, left out of the scores."]
+        if failed.get(builder):
+            lines += ["", "Not scored or only in part:", ""]
+            lines += [f"* {name}: {reason}" for name, reason in sorted(failed[builder].items())]
+    return "\n".join(lines) + "\n"
+
+
+def main() -> None:
+    """Runs the comparison and writes `results/fusion_agreement.{csv,json,md}` unless disagreements are only shown."""
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--builder", choices=[*TARGETS], action="append", help="only these builders")
+    parser.add_argument("--select", default="all", help="corpus selection")
+    parser.add_argument(
+        "--cache", type=Path, default=Path(tempfile.gettempdir()) / "perfpred-fusion", help="kept builds"
+    )
+    parser.add_argument("--no-build", action="store_true", help="score only what the cache holds")
+    parser.add_argument(
+        "--show", type=int, default=0, metavar="N", help="print N disagreements a network, write nothing"
+    )
+    given = parser.parse_args()
+    corpus = Corpus.load()
+    selected = corpus.select(given.select)
+    rows: list[Agreement] = []
+    failed: dict[str, dict[str, str]] = {}
+    reference = os.environ.get("PERFPRED_REFERENCE_DATA")
+    for builder in given.builder or TARGETS:
+        if builder == "tensorrt":
+            if reference is None:
+                print("PERFPRED_REFERENCE_DATA is not set: recorded engines are left out")
+                continue
+            found, bad = classic_agreements(corpus, Path(reference) / "tensorrt_engines", show=given.show)
+        else:
+            found, bad = corpus_agreements(
+                builder, corpus, selected, given.cache, show=given.show, build=not given.no_build
+            )
+        rows += found
+        failed[builder] = bad
+        if found:
+            print(builder, {key: round(value, 3) for key, value in summary(found).items()})
+    if given.show or not rows:
+        return
+    RESULTS.mkdir(exist_ok=True)
+    with (RESULTS / "fusion_agreement.csv").open("w", newline="") as file:
+        writer = csv.DictWriter(file, fieldnames=list(asdict(rows[0])), lineterminator="\n")
+        writer.writeheader()
+        for r in rows:
+            writer.writerow({k: round(v, 4) if isinstance(v, float) else v for k, v in asdict(r).items()})
+    summaries = {
+        builder: {
+            part: {k: round(v, 4) for k, v in summary(some).items()}
+            for part in ("development", "held out", "all")
+            if (some := [r for r in rows if r.builder == builder and part in (r.part, "all")])
+        }
+        for builder in TARGETS
+    }
+    (RESULTS / "fusion_agreement.json").write_text(
+        json.dumps({"summary": summaries, "failed": failed}, indent=1) + "\n"
+    )
+    (RESULTS / "fusion_agreement.md").write_text(report(rows, failed))
+
+
+if __name__ == "__main__":
+    main()

@@ -15,16 +15,21 @@ from perfpred.patterns import Absorb, Chain, Region, Siblings, Word, compile_pat
 _FAN_OUT: Final = 8
 _REDUCING: Final = frozenset({"reduction", "norm", "softmax"})
 #: `x * sigmoid(x)` and its kin; what a reduction reads; a split or convolution of a biased, transposed product, and
-#: that bias; a sum that a normalisation alone reads, and the bias before it.
+#: that bias; a sum that a normalisation alone reads, and the bias before it; a
+#: transpose of a transpose.
 _GATE: Final = frozenset({"gate"})
 _REDUCED: Final = frozenset({"reduced"})
 _HEADS: Final = frozenset({"heads"})
 _NORMED: Final = frozenset({"normed"})
 _BLOCKED: Final = frozenset({"blocked"})
-_THROUGH: Final = frozenset({"pointwise", "pool", "gpool", "concat", "nothing", "resize"})
+_THROUGH: Final = frozenset(
+    {"act", "add", "mul", "bn", "erf", "scalar", "pool", "gpool", "concat", "nothing", "resize"}
+)
 #: Channels of a block with AVX-512, and the step that input channels must keep.
 _BLOCK: Final = 16
 _BLOCK_STEP: Final = 4
+_PERMUTED: Final = frozenset({"permuted"})
+_RENAMED: Final = frozenset({"view", "split"})
 _SPLITTING: Final = frozenset({"split", "conv"})
 _MOVED: Final = frozenset({"view", "transpose"})
 _TRAILING: Final = frozenset({"view", "transpose"})
@@ -56,7 +61,8 @@ class Graph:
 
     def _add_context(self, i: int) -> None:
         """Adds the words that depend on a node's neighbours: `gate`, `reduced`, `normed`, `heads`,
-        `blocked`."""
+        `blocked`, `permuted`.
+        """
         labels = self.labels[i]
         if self._is_blocked(i, labels):
             labels = self.labels[i] = labels | _BLOCKED
@@ -68,6 +74,12 @@ class Graph:
         elif "reduction" in labels:
             for p in self.producers[i]:
                 self.labels[p] |= _REDUCED
+        elif "lastswap" in labels and self.producers[i]:
+            p = self.producers[i][0]
+            while not _RENAMED.isdisjoint(self.labels[p]) and self.producers[p]:
+                p = self.producers[p][0]
+            if "transpose" in self.labels[p]:
+                self.labels[i] |= _PERMUTED
         elif "norm" in labels and self.producers[i]:
             p = self.producers[i][0]
             if "add" in self.labels[p] and len(self.consumers[p]) == 1:
@@ -95,7 +107,8 @@ class Graph:
             if "dense" in labels:
                 return channels < _BLOCK or channels % _BLOCK_STEP == 0
             return shape[1] % _BLOCK == 0 and ("depthwise" in labels or channels % _BLOCK == 0)
-        through = not _THROUGH.isdisjoint(labels) and "broadcast" not in labels
+        folded = "withconst" in labels and len(producers) == 1 and "conv" in self.labels[producers[0]]
+        through = folded or not _THROUGH.isdisjoint(labels)
         aligned = "concat" not in labels or shape[1] % _BLOCK == 0
         inputs = len(node.activations)
         return through and aligned and len(producers) == inputs and all("blocked" in self.labels[p] for p in producers)

@@ -27,7 +27,7 @@ _ORT_SHARED: Final = (
     Chain(name="gelu", pattern="scale erf bias mul scale", source=_ORT),
     Chain(name="gelu", pattern="scale scale erf bias mul", source=_ORT),
     Chain(name="scaled-matmul", pattern="matmul scalar&scale", source=_ORT),
-    Absorb(name="scaled-matmul", pattern="scalar&scale|lastswap", source=_ORT, into="matmul"),
+    Absorb(name="scaled-matmul", pattern="scalar&scale|lastswap&!permuted", source=_ORT, into="matmul"),
     Chain(name="skip-layer-norm", pattern="add bias? layernorm|rmsnorm", source=_ORT),
 )
 
@@ -92,7 +92,7 @@ ONNXRUNTIME: Final = RuleSet(
         Chain(name="fc-bias-activation", pattern=f"fc bias? {_ACT}?", source=_ORT),
         Chain(name="reshapes", pattern="view view*", source=_ORT_CPU),
         *_ORT_SHARED,
-        Siblings(name="slices-to-split", pattern="slice|gather", source=_ORT_CPU),
+        Siblings(name="slices-to-split", pattern="slice", source=_ORT_CPU),
     ),
     free=("nothing",),
 )

@@ -250,6 +250,7 @@ def name_nodes(model: onnx.ModelProto) -> None:
 
 
 def bind_inputs(model: onnx.ModelProto, network: Network) -> None:
+    """Gives the model's inputs the static shapes of `network`."""
     shapes = {t.name: t.shape for t in network.inputs}
     for value in model.graph.input:
         if value.name in shapes:
