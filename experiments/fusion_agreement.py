@@ -15,12 +15,16 @@ reported on the others.
 
 from __future__ import annotations
 
+import argparse
+import csv
 import hashlib
+import json
+import os
 import statistics
 import tempfile
 from collections import Counter, defaultdict
 from collections.abc import Iterator, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import asdict, dataclass
 from pathlib import Path
 
 import onnx
@@ -310,7 +314,9 @@ def main() -> None:
     """Runs the comparison and writes `results/fusion_agreement.{csv,json,md}` unless disagreements are only shown."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--builder", choices=[*TARGETS], action="append", help="only these builders")
-    parser.add_argument("--select", default="all", help="corpus selection")
+    parser.add_argument(
+        "--select", default="sample:240", help="corpus selection, the same spread over lineages by default"
+    )
     parser.add_argument(
         "--cache", type=Path, default=Path(tempfile.gettempdir()) / "perfpred-fusion", help="kept builds"
     )
