@@ -38,7 +38,7 @@ from perfpred.corpus import (
     write_table,
 )
 from perfpred.cost import network_cost
-from perfpred.errors import NetworkError, PerfpredError
+from perfpred.errors import NetworkError, UnsupportedOperatorError
 from perfpred.network import load_network
 from perfpred.zoo import NetworkSpec, specs
 from perfpred.zoo.check import CheckResult, check
@@ -203,24 +203,29 @@ def check_corpus(corpus: Corpus, selection: str, jobs: int, half: bool, out: Pat
     return failures
 
 
-def _gflops(model: ModelProto) -> float | None:
-    """Return 1e9 operations of one inference at batch 1; None where an operator has no rule."""
-    try:
-        return network_cost(load_network(model, batch_size=1).nodes).flops / 1e9
-    except PerfpredError as error:
-        _say(f"{model.graph.name}: {error}")
-        return None
+def _gflops(model: ModelProto) -> float:
+    """Return 1e9 operations of one inference at batch 1.
+
+    Raises:
+        NetworkError: the graph can't be bound to static shapes.
+        UnsupportedOperatorError: an operator has no rule.
+    """
+    cost = network_cost(load_network(model, batch_size=1).nodes)
+    if cost.estimated:
+        raise UnsupportedOperatorError(f"no cost rule for {', '.join(cost.estimated)}")
+    return cost.flops / 1e9
 
 
 def table(folder: Path) -> None:
     """Recompute the table's derived columns from the graphs, and drop rows whose graph is gone."""
     rows = []
-    for row in read_table(folder / TABLE):
-        path = folder / GRAPHS / f"{row.name}{GRAPH_SUFFIX}"
-        if path.exists():
-            model = read_graph(path)
-            rows.append(replace(described(model, row), gflops=_gflops(model)))
-    write_table(rows, folder / TABLE)
+    with _locked(folder / GRAPHS):
+        for row in read_table(folder / TABLE):
+            path = folder / GRAPHS / f"{row.name}{GRAPH_SUFFIX}"
+            if path.exists():
+                model = read_graph(path)
+                rows.append(replace(described(model, row), gflops=_gflops(model)))
+        write_table(rows, folder / TABLE)
 
 
 def main() -> int:
@@ -229,9 +234,11 @@ def main() -> int:
     commands = parser.add_subparsers(dest="command", required=True)
     for name in ("build", "check", "table"):
         command = commands.add_parser(name)
-        command.add_argument("--select", default="all", help="names, globs, family=X, lineage=X; comma-separated")
-        command.add_argument("--datasets", "--out" if name == "build" else "--folder", type=Path, default="datasets")
+        command.add_argument("--datasets", type=Path, default="datasets", help="folder of table and graphs")
+        if name != "table":
+            command.add_argument("--select", default="all", help="names, globs, family=X, lineage=X; comma-separated")
         if name == "build":
+            command.add_argument("--out", dest="datasets", type=Path, help="the same as --datasets")
             command.add_argument("--limit", type=int, help="stop after adding this many")
             command.add_argument("--unchecked", action="store_true", help="leave the check to a later `check`")
         if name == "check":

@@ -40,8 +40,7 @@ TORCHVISION_DENSE: dict[tuple[str, str], str] = {
 
 TORCHVISION_VIDEO: dict[tuple[str, str], str] = {
     ("video", "resnet3d"): "r3d_18 mc3_18 r2plus1d_18",
-    ("video", "s3d"): "s3d s3d@160",
-    ("video", "mvit_video"): "mvit_v2_s mvit_v1_b",
+    ("video", "s3d"): "s3d",
 }
 
 TIMM: dict[tuple[str, str], str] = {
@@ -190,7 +189,7 @@ TIMM: dict[tuple[str, str], str] = {
         " swin_base_patch4_window12_384 swin_large_patch4_window7_224 swin_large_patch4_window12_384 swin_s3_tiny_224"
     ),
     ("hierarchical-vit", "swinv2"): "swinv2_tiny_window8_256 swinv2_small_window8_256 swinv2_cr_tiny_ns_224",
-    ("hierarchical-vit", "pvt_v2"): "pvt_v2_b0 pvt_v2_b1 pvt_v2_b2 pvt_v2_b2_li pvt_v2_b3 pvt_v2_b4 pvt_v2_b5",
+    ("hierarchical-vit", "pvt_v2"): "pvt_v2_b0 pvt_v2_b1 pvt_v2_b2 pvt_v2_b3 pvt_v2_b4 pvt_v2_b5",
     ("hierarchical-vit", "twins"): (
         "twins_pcpvt_small twins_pcpvt_base twins_pcpvt_large twins_svt_small twins_svt_base twins_svt_large"
     ),
@@ -233,6 +232,5 @@ TIMM: dict[tuple[str, str], str] = {
     ("hybrid-vit", "iformer"): "iformer_t iformer_s iformer_m",
     ("hybrid-vit", "efficientvim"): "efficientvim_m1 efficientvim_m2",
     ("hybrid-vit", "cpubone"): "cpubone_nano cpubone_b0_bfrobust cpubone_b1_dwnorm",
-    ("hybrid-vit", "csatv2"): "csatv2",
     ("hybrid-vit", "vitamin"): "vitamin_small_224",
 }
