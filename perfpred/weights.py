@@ -10,6 +10,7 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 from math import prod
+from typing import Any
 
 import numpy as np
 import onnx
@@ -21,7 +22,7 @@ from perfpred.errors import NetworkError
 STRIP_ABOVE_BYTES = 1024
 WEIGHTS_LOCATION = "weights.bin"
 
-FLOAT_TYPES = {
+FLOAT_TYPES: dict[int, np.dtype[Any]] = {
     TensorProto.FLOAT: np.dtype(np.float32),
     TensorProto.FLOAT16: np.dtype(np.float16),
     TensorProto.DOUBLE: np.dtype(np.float64),
