@@ -163,12 +163,11 @@ class EngineStage:
         weight = np.bincount(code)[code] ** -0.5
         objective = _Objective(layers, code, _copies(engines), log_latency, weight / weight.mean(), len(self.cells_))
         self.parameters_ = objective.solve()
-        self.process_ = {}
+        features = self._engine_features(layers, engines)
+        self.process_ = {"mean": features.mean(axis=0), "spread": features.std(axis=0) + 1e-9}
         if self.smooth:
-            residual = log_latency - self._log_physics(layers, engines)
-            self._fit_process(
-                self._engine_features(layers, engines), np.clip(residual, -0.6, 0.6), weight / weight.mean()
-            )
+            residual = np.clip(log_latency - self._log_physics(layers, engines), -0.6, 0.6)
+            self._fit_process(self._similarity(layers, engines), residual, weight / weight.mean())
         return self
 
     def predict(self, instances: pd.DataFrame, engines: pd.DataFrame) -> Array:
