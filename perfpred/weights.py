@@ -141,7 +141,7 @@ def _external_entry(tensor: TensorProto, key: str) -> str | None:
 
 
 def _tensor_bytes(tensor: TensorProto) -> int:
-    return prod(tensor.dims) * FLOAT_TYPES[tensor.data_type].itemsize
+    return int(prod(tensor.dims) * FLOAT_TYPES[tensor.data_type].itemsize)
 
 
 def _externalise(tensor: TensorProto, role: str) -> TensorProto:
