@@ -42,7 +42,7 @@ def _coverage(good: pd.DataFrame) -> Records:
 def _flags(good: pd.DataFrame) -> Records:
     flagged = good["flags"].explode().dropna()
     share = flagged.value_counts() / max(len(good), 1)
-    any_flag = float((good["flags"].map(len) > 0).mean()) if len(good) else 0.0
+    any_flag = float(good["engine_id"].isin(good.loc[flagged.index, "engine_id"]).mean()) if len(good) else 0.0
     return [{"flag": "any", "share": any_flag}, *({"flag": str(f), "share": float(v)} for f, v in share.items())]
 
 
@@ -76,7 +76,7 @@ def noise(dataset: Dataset) -> Records:
 def failures(dataset: Dataset) -> Records:
     """Causes of failed rows, commonest first."""
     failed = dataset.engines[dataset.engines["status"] == "failed"]
-    causes = failed["error"].map(lambda text: str(json.loads(text).get("type", "unknown")) if text else "unknown")
+    causes = failed["error"].map(lambda text: str(json.loads(text).get("class", "unknown")) if text else "unknown")
     return [{"cause": str(c), "engines": int(n)} for c, n in causes.value_counts().items()]
 
 
