@@ -122,6 +122,7 @@ class CurveEnhancer(nn.Module):
 
     def forward(self, x: Tensor) -> Tensor:
         """Keep the shape (N, 3, H, W)."""
+        x = x.clamp(0, 1)  # outside this range the curves diverge
         maps, y = [], x
         for conv in self.first:
             y = conv(y)
