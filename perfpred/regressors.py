@@ -249,6 +249,7 @@ class Perceptron:
                 rate = self.learning_rate * min(1, step / 200) * 0.5 * (1 + np.cos(np.pi * step / total))
                 unbias = np.sqrt(1 - 0.999**step) / (1 - 0.9**step)
                 for value, slope, mean, square in zip(values, slopes, means, squares, strict=True):
+                    slope += np.float32(1e-12)  # units at rest: their averages would decay to slow denormals
                     mean += 0.1 * (slope - mean)
                     square += 0.001 * (slope * slope - square)
                     if value.ndim > 1:

@@ -149,32 +149,41 @@ def tile_seconds(
 
 
 def tile_terms(
-    shape: MatrixShape, *, peak_flops: ArrayLike, sm_count: ArrayLike, dram_bytes_per_s: ArrayLike
+    shape: MatrixShape,
+    *,
+    flops: ArrayLike,
+    peak_flops: ArrayLike,
+    sm_count: ArrayLike,
+    dram_bytes_per_s: ArrayLike,
 ) -> dict[str, Array]:
-    """Return per-tile slowdowns and waves, and the fastest candidate: named columns for a regressor.
+    """Return slowdown, waves and idleness of each tile, and the fastest candidate: columns for a regressor.
 
     Args:
-        shape: The products.
+        shape: The products, perhaps with `k` padded as some kernels need it.
+        flops: Useful work, 2 per multiply-accumulate.
         peak_flops: Dense rate at the layer's precision, FLOP/s.
         sm_count: Multiprocessors.
         dram_bytes_per_s: Memory bandwidth.
 
     Returns:
-        `slow_<a>x<b>`: log of the tile's time over the time at peak; `waves_<a>x<b>`: log of blocks over
-        multiprocessors; `tile_best_s`: log seconds of the fastest candidate, `tile_best_slow` the same over the
-        time at peak, `tile_best` its index.
+        Logarithms. `slow_<a>x<b>`: the tile's time over the useful work at peak; `waves_<a>x<b>`: blocks over
+        multiprocessors; `idle_<a>x<b>`: slots of whole waves over blocks; `tile_best_s`: seconds of the fastest
+        candidate, split or not; `tile_best_slow`: the same over the useful work at peak. `tile_best` is its index.
     """
     seconds = partial(
         tile_seconds, shape, peak_flops=peak_flops, sm_count=sm_count, dram_bytes_per_s=dram_bytes_per_s
     )
-    at_peak_s = 2 * shape.m * shape.n * shape.k * shape.groups / np.asarray(peak_flops, float)
+    at_peak_s = np.asarray(flops, float) / np.asarray(peak_flops, float)
     terms: dict[str, Array] = {}
     candidates: list[Array] = []
     for rows, columns in TILES:
         whole = seconds((rows, columns))
-        blocks = np.ceil(shape.m / rows) * np.ceil(shape.n / columns) * shape.groups
+        waves = (
+            np.ceil(shape.m / rows) * np.ceil(shape.n / columns) * shape.groups / np.asarray(sm_count, float)
+        )
         terms[f"slow_{rows}x{columns}"] = np.log(whole / at_peak_s)
-        terms[f"waves_{rows}x{columns}"] = np.log(blocks / np.asarray(sm_count, float))
+        terms[f"waves_{rows}x{columns}"] = np.log(waves)
+        terms[f"idle_{rows}x{columns}"] = np.log(np.ceil(waves) / waves)
         candidates += [whole, seconds((rows, columns), split=True)]
     times = np.stack(candidates)
     best = times.min(axis=0)
