@@ -16,14 +16,16 @@ Rule sets are tables of such rules in `rules`. Everything is linear in the numbe
 
 from __future__ import annotations
 
+from collections.abc import Collection, Sequence
 from dataclasses import dataclass
 
 from perfpred.errors import UsageError
 from perfpred.group import layer_from_nodes
-from perfpred.grouping import Graph, absorb_units, chain_units, free_units, region_units, sibling_units
+from perfpred.grouping import Unit, absorb_units, chain_units, free_units, region_units, sibling_units
 from perfpred.layer import Layer, Node, TensorSpec
+from perfpred.neighbours import Graph
 from perfpred.network import Network
-from perfpred.patterns import Absorb, Chain, Region, RuleSet, Siblings
+from perfpred.patterns import Absorb, Chain, Region, RuleSet, Siblings, words_used
 from perfpred.rules import RULE_SETS
 
 
@@ -44,19 +46,24 @@ def groups(network: Network, rules: str | RuleSet) -> list[Group]:
     Raises:
         UsageError: There is no rule set of that name.
     """
-    rules = rule_set_named(rules) if isinstance(rules, str) else rules
-    graph = Graph(network.nodes, network.output_names)
-    units = chain_units(graph, [r for r in rules.rules if isinstance(r, Chain)])
-    for rule in rules.rules:
+    _, units = _partition(network, rule_set_named(rules) if isinstance(rules, str) else rules)
+    return [Group(nodes=tuple(network.nodes[i] for i in u.members), rule=u.rule) for u in units]
+
+
+def _partition(network: Network, rule_set: RuleSet) -> tuple[Graph, list[Unit]]:
+    graph = Graph(network.nodes, network.output_names, words_used(rule_set.rules))
+    units = chain_units(graph, [r for r in rule_set.rules if isinstance(r, Chain)])
+    for rule in rule_set.rules:
         if isinstance(rule, Siblings):
             units = sibling_units(graph, units, rule)
         elif isinstance(rule, Absorb):
             units = absorb_units(graph, units, rule)
         elif isinstance(rule, Region):
             units = region_units(graph, units, rule)
-    units = free_units(graph, units, frozenset(rules.free))
-    nodes = network.nodes
-    return [Group(nodes=tuple(nodes[i] for i in sorted(u.members)), rule=u.rule) for u in units]
+    units = free_units(graph, units, frozenset(rule_set.free))
+    for unit in units:
+        unit.members.sort()
+    return graph, units
 
 
 def fuse(network: Network, rules: str | RuleSet) -> list[Layer]:
@@ -75,24 +82,37 @@ def fuse(network: Network, rules: str | RuleSet) -> list[Layer]:
     """
     rule_set = rule_set_named(rules) if isinstance(rules, str) else rules
     found = [_border(t, "input") for t in network.inputs if _is_image(t)] if rule_set.borders else []
-    returned = network.output_names
-    made = groups(network, rule_set)
-    home = {node.name: g for g, group in enumerate(made) for node in group.nodes}
-    for g, group in enumerate(made):
-        written = {
-            t.name
-            for node in group.nodes
-            for t in node.outputs
-            if t.name in returned or any(home[c.name] != g for c in network.consumers(t.name))
-        }
-        found.append(layer_from_nodes(group.nodes, outputs=written, name=_name(group), rule=group.rule or "single"))
+    graph, units = _partition(network, rule_set)
+    returned, nodes = network.output_names, network.nodes
+    owner = [0] * len(nodes)
+    for u, unit in enumerate(units):
+        for i in unit.members:
+            owner[i] = u
+    for u, unit in enumerate(units):
+        written = set()
+        for i in unit.members:
+            if i in graph.returned or any(owner[c] != u for c in graph.consumers[i]):
+                written.update(_read_outside(network, nodes[i], {nodes[m].name for m in unit.members}, returned))
+        members = [nodes[i] for i in unit.members]
+        found.append(layer_from_nodes(members, outputs=written, name=_name(members), rule=unit.rule or "single"))
     if rule_set.borders:
         found.extend(_border(t, "output") for t in network.outputs if _is_image(t))
     return found
 
 
-def _name(group: Group) -> str:
-    names = [node.name for node in group.nodes]
+def _read_outside(network: Network, node: Node, inside: Collection[str], returned: Collection[str]) -> list[str]:
+    """Outputs of a node that others read or the network returns."""
+    if len(node.outputs) == 1:
+        return [node.outputs[0].name]
+    return [
+        t.name
+        for t in node.outputs
+        if t.name in returned or any(c.name not in inside for c in network.consumers(t.name))
+    ]
+
+
+def _name(members: Sequence[Node]) -> str:
+    names = [node.name for node in members]
     return " + ".join(names) if len(names) <= 6 else f"{names[0]} + … + {names[-1]} ({len(names)} nodes)"
 
 

@@ -7,119 +7,14 @@ from dataclasses import dataclass
 from heapq import heapify, heappop, heappush
 from typing import Final
 
-from perfpred.labels import Labels, labels_of
-from perfpred.layer import Node
+from perfpred.labels import Labels
+from perfpred.neighbours import Graph
 from perfpred.patterns import Absorb, Chain, Region, Siblings, Word, compile_pattern, compile_word
 
 #: Consumers of one tensor up to which a chain looks on; wider fan-outs are never fused vertically.
 _FAN_OUT: Final = 8
 _REDUCING: Final = frozenset({"reduction", "norm", "softmax"})
-#: `x * sigmoid(x)` and its kin; what a reduction reads; a split or convolution of a biased, transposed product, and
-#: that bias; a sum that a normalisation alone reads, and the bias before it; a
-#: transpose of a transpose.
-_GATE: Final = frozenset({"gate"})
-_REDUCED: Final = frozenset({"reduced"})
-_HEADS: Final = frozenset({"heads"})
-_NORMED: Final = frozenset({"normed"})
-_BLOCKED: Final = frozenset({"blocked"})
-_THROUGH: Final = frozenset(
-    {"act", "add", "mul", "bn", "erf", "scalar", "pool", "gpool", "concat", "nothing", "resize"}
-)
-#: Channels of a block with AVX-512, and the step that input channels must keep.
-_BLOCK: Final = 16
-_BLOCK_STEP: Final = 4
-_PERMUTED: Final = frozenset({"permuted"})
-_RENAMED: Final = frozenset({"view", "split"})
-_SPLITTING: Final = frozenset({"split", "conv"})
-_MOVED: Final = frozenset({"view", "transpose"})
 _TRAILING: Final = frozenset({"view", "transpose"})
-_ABSORBING: Final = frozenset({"anchor", "bn", "bias"})
-
-
-class Graph:
-    """A network in indices: producers, consumers and words of every node."""
-
-    def __init__(self, nodes: Sequence[Node], outputs: Iterable[str]) -> None:
-        self.nodes = nodes
-        self.labels = [labels_of(node) for node in nodes]
-        self.producers: list[list[int]] = []
-        self.consumers: list[list[int]] = [[] for _ in nodes]
-        writer: dict[str, int] = {}
-        for i, node in enumerate(nodes):
-            found: list[int] = []
-            for t in node.activations:
-                p = writer.get(t.name)
-                if p is not None and p not in found:
-                    found.append(p)
-                    self.consumers[p].append(i)
-            self.producers.append(found)
-            for t in node.outputs:
-                writer[t.name] = i
-        for i in range(len(nodes)):
-            self._add_context(i)
-        self.returned = {writer[name] for name in outputs if name in writer}
-
-    def _add_context(self, i: int) -> None:
-        """Adds the words that depend on a node's neighbours: `gate`, `reduced`, `normed`, `heads`,
-        `blocked`, `permuted`.
-        """
-        labels = self.labels[i]
-        if self._is_blocked(i, labels):
-            labels = self.labels[i] = labels | _BLOCKED
-        if "binary" in labels:
-            operands = {t.name for t in self.nodes[i].activations}
-            sources = (self.nodes[p].activations for p in self.producers[i])
-            if any(len(source) == 1 and source[0].name in operands for source in sources):
-                self.labels[i] |= _GATE
-        elif "reduction" in labels:
-            for p in self.producers[i]:
-                self.labels[p] |= _REDUCED
-        elif "lastswap" in labels and self.producers[i]:
-            p = self.producers[i][0]
-            while not _RENAMED.isdisjoint(self.labels[p]) and self.producers[p]:
-                p = self.producers[p][0]
-            if "transpose" in self.labels[p]:
-                self.labels[i] |= _PERMUTED
-        elif "norm" in labels and self.producers[i]:
-            p = self.producers[i][0]
-            if "add" in self.labels[p] and len(self.consumers[p]) == 1:
-                self.labels[p] |= _NORMED
-                for q in self.producers[p]:
-                    if "bias" in self.labels[q]:
-                        self.labels[q] |= _NORMED
-        elif not _SPLITTING.isdisjoint(labels) and self.producers[i]:
-            p, moved = self.producers[i][0], False
-            while not _MOVED.isdisjoint(self.labels[p]) and len(self.consumers[p]) == 1 and self.producers[p]:
-                moved = moved or "transpose" in self.labels[p]
-                p = self.producers[p][0]
-            if moved and "bias" in self.labels[p] and any("fc" in self.labels[q] for q in self.producers[p]):
-                self.labels[i] |= _HEADS
-                self.labels[p] |= _HEADS
-
-    def _is_blocked(self, i: int, labels: Labels) -> bool:
-        """Whether ONNX Runtime's CPU provider keeps a node's result in its layout of channel blocks."""
-        node, producers = self.nodes[i], self.producers[i]
-        shape = node.outputs[0].shape if node.outputs else ()
-        if len(shape) != 4:
-            return False
-        if "conv" in labels:
-            channels = node.inputs[0].shape[1] if node.inputs[0] is not None else 0
-            if "dense" in labels:
-                return channels < _BLOCK or channels % _BLOCK_STEP == 0
-            return shape[1] % _BLOCK == 0 and ("depthwise" in labels or channels % _BLOCK == 0)
-        folded = "withconst" in labels and len(producers) == 1 and "conv" in self.labels[producers[0]]
-        through = folded or not _THROUGH.isdisjoint(labels)
-        aligned = "concat" not in labels or shape[1] % _BLOCK == 0
-        inputs = len(node.activations)
-        return through and aligned and len(producers) == inputs and all("blocked" in self.labels[p] for p in producers)
-
-    def size(self, i: int) -> int:
-        """Elements of a node's first output."""
-        return self.nodes[i].outputs[0].elements if self.nodes[i].outputs else 0
-
-    def absorbs(self, i: int) -> bool:
-        """Whether a node ends a product that may absorb what follows: of two operands the later one does."""
-        return not _ABSORBING.isdisjoint(self.labels[i])
 
 
 @dataclass(slots=True)
@@ -164,7 +59,7 @@ def _match(graph: Graph, taken: Sequence[bool], start: int, words: Sequence[Word
     """Longest group from `start` that the words allow; empty where they don't match."""
     members = [start]
     pending: set[int] = set()
-    at, best, size = 0, 0, graph.size(start)
+    at, best, size = 0, 0, graph.sizes[start]
     while True:
         last = members[-1]
         complete = all(w.optional for w in words[at + 1 :])
@@ -182,7 +77,7 @@ def _match(graph: Graph, taken: Sequence[bool], start: int, words: Sequence[Word
             step = _step(graph, words, at, candidate)
             fits = step and not taken[candidate] and _operands_fit(graph, rule, members, candidate)
             if fits and not rule.resize and "pointwise" in graph.labels[candidate]:
-                fits = "anchor" in graph.labels[candidate] or graph.size(candidate) == size
+                fits = "anchor" in graph.labels[candidate] or graph.sizes[candidate] == size
             if fits:
                 break
             if not rule.open:
@@ -191,7 +86,7 @@ def _match(graph: Graph, taken: Sequence[bool], start: int, words: Sequence[Word
         if not pending:
             break
         if "anchor" in graph.labels[candidate]:
-            size = graph.size(candidate)
+            size = graph.sizes[candidate]
         members.append(candidate)
         pending.discard(candidate)
         at = step

@@ -2,7 +2,7 @@
 
 A pattern matches words, not operator types, so that `relu` means the same in every rule set.
 Where the words of a binary operator differ by operand: `bias` and `scale` have a constant operand, `add` and `mul`
-two activations of one shape, `badd` and `bmul` two activations that broadcast. `grouping.Graph` adds the words that
+two activations of one shape, `badd` and `bmul` two activations that broadcast. `neighbours` adds the words that
 depend on neighbours.
 """
 
@@ -10,6 +10,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable, Mapping
+from functools import cache
 from typing import Final
 
 from perfpred.layer import Node
@@ -134,19 +135,16 @@ _FIXED: Final[dict[str, Labels]] = {
 
 def _conv(node: Node) -> Labels:
     x, w = node.inputs[0], node.inputs[1]
-    groups = node.attributes.get("group", 1)
-    words = ["conv", "anchor"]
     if x is None or w is None:
-        return frozenset(words)
-    words.append("dense" if groups == 1 else "depthwise" if groups == x.shape[1] else "grouped")
-    spatial = w.shape[2:]
-    if all(d == 1 for d in spatial):
-        words.append("conv1x1")
-    if all(d == 1 for d in x.shape[2:]):
-        words.append("vector")
-    if len(spatial) == 1:
-        words.append("conv1d")
-    return frozenset(words)
+        return _conv_words("dense", False, False)
+    groups = node.attributes.get("group", 1)
+    kind = "dense" if groups == 1 else "depthwise" if groups == x.shape[1] else "grouped"
+    return _conv_words(kind, max(w.shape[2:], default=1) == 1, max(x.shape[2:], default=1) == 1)
+
+
+@cache
+def _conv_words(kind: str, pointwise: bool, vector: bool) -> Labels:
+    return frozenset({"conv", "anchor", kind, *(["conv1x1"] * pointwise), *(["vector"] * vector)})
 
 
 def _product(node: Node) -> Labels:
@@ -183,12 +181,13 @@ def _reduce(node: Node) -> Labels:
     """A reduction over a handful of elements is unrolled into elementwise work; one over a small map is cheap."""
     x = node.activations[0] if node.activations else None
     extent = x.elements // max(node.outputs[0].elements, 1) if x is not None and node.outputs else 0
-    words = ["unrolled", "pointwise"] if extent <= _UNROLLED else ["reduction"]
-    if extent <= _SMALL:
-        words.append("small")
-    if node.op_type.startswith("Global"):
-        words.append("gpool")
-    return frozenset(words)
+    return _reduction_words(extent <= _UNROLLED, extent <= _SMALL, node.op_type.startswith("Global"))
+
+
+@cache
+def _reduction_words(unrolled: bool, small: bool, pool: bool) -> Labels:
+    words = {"unrolled", "pointwise"} if unrolled else {"reduction"}
+    return frozenset({*words, *(["small"] * small), *(["gpool"] * pool)})
 
 
 def _transpose(node: Node) -> Labels:

@@ -6,7 +6,8 @@ of `labels` that must hold, `conv&dense`, or must not, `!broadcast`. `?` makes a
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+import re
+from dataclasses import dataclass, field
 from functools import lru_cache
 
 from perfpred.labels import Labels
@@ -93,17 +94,35 @@ class RuleSet:
     free: tuple[str, ...] = ("view",)
 
 
-@dataclass(frozen=True, slots=True)
+@lru_cache(maxsize=64)
+def words_used(rules: tuple[Rule, ...]) -> frozenset[str]:
+    """Every word that the patterns of some rules mention."""
+    texts = []
+    for rule in rules:
+        texts.append(rule.pattern)
+        if isinstance(rule, Absorb):
+            texts.append(rule.into)
+        elif isinstance(rule, Region):
+            texts += [text for pair in rule.cuts for text in pair]
+    return frozenset(re.findall(r"\w+", " ".join(texts)))
+
+
+@dataclass(frozen=True, slots=True, eq=False)
 class Word:
     """One step of a pattern; a set of alternatives, each a pair of words wanted and words refused."""
 
     alternatives: tuple[tuple[Labels, Labels], ...]
     optional: bool
     repeated: bool
+    known: dict[Labels, bool] = field(default_factory=dict)
 
     def matches(self, labels: Labels) -> bool:
         """Whether a node of these words fits."""
-        return any(wanted <= labels and refused.isdisjoint(labels) for wanted, refused in self.alternatives)
+        found = self.known.get(labels)
+        if found is None:
+            found = any(wanted <= labels and refused.isdisjoint(labels) for wanted, refused in self.alternatives)
+            self.known[labels] = found
+        return found
 
 
 @lru_cache(maxsize=4096)

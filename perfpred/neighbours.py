@@ -1,0 +1,164 @@
+"""A network in indices, and the words of patterns that depend on a node's neighbours.
+
+A rule set pays only for the words its patterns use.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterable, Sequence
+from typing import Final
+
+from perfpred.labels import Labels, labels_of
+from perfpred.layer import Node
+
+_ABSORBING: Final = frozenset({"anchor", "bn", "bias"})
+_MOVED: Final = frozenset({"view", "transpose"})
+_RENAMED: Final = frozenset({"view", "split"})
+_SPLITTING: Final = frozenset({"split", "conv"})
+#: What keeps ONNX Runtime's blocked layout when all its inputs have it.
+_THROUGH: Final = frozenset(
+    {"act", "add", "mul", "bn", "erf", "scalar", "pool", "gpool", "concat", "nothing", "resize"}
+)
+#: Channels of a block with AVX-512, and the step that input channels must keep.
+_BLOCK: Final = 16
+_BLOCK_STEP: Final = 4
+
+
+class Graph:
+    """A network in indices: producers, consumers and words of every node."""
+
+    def __init__(self, nodes: Sequence[Node], outputs: Iterable[str], wanted: Iterable[str] = ()) -> None:
+        """Reads the nodes of a network, in topological order.
+
+        Args:
+            nodes: Nodes of a network.
+            outputs: Names of the tensors the network returns.
+            wanted: Words of `CONTEXT` to add; others of the vocabulary are ignored.
+        """
+        self.nodes = nodes
+        self.labels = [labels_of(node) for node in nodes]
+        self.producers: list[list[int]] = []
+        self.consumers: list[list[int]] = [[] for _ in nodes]
+        self.sizes = [node.outputs[0].elements if node.outputs else 0 for node in nodes]
+        writer: dict[str, int] = {}
+        for i, node in enumerate(nodes):
+            found: list[int] = []
+            for t in node.inputs:
+                if t is not None and not t.constant:
+                    p = writer.get(t.name)
+                    if p is not None and p not in found:
+                        found.append(p)
+                        self.consumers[p].append(i)
+            self.producers.append(found)
+            for t in node.outputs:
+                writer[t.name] = i
+        self.returned = {writer[name] for name in outputs if name in writer}
+        for word in CONTEXT.keys() & set(wanted):
+            CONTEXT[word](self)
+
+    def add(self, i: int, word: Labels) -> None:
+        """Adds a word to a node."""
+        self.labels[i] |= word
+
+    def absorbs(self, i: int) -> bool:
+        """Whether a node ends a product that may absorb what follows: of two operands the later one does."""
+        return not _ABSORBING.isdisjoint(self.labels[i])
+
+    def upstream(self, i: int, words: Labels) -> int:
+        """First node above `i` that has none of the words, following nodes that only `i`'s path reads."""
+        p = self.producers[i][0] if self.producers[i] else i
+        while self.producers[p] and not words.isdisjoint(self.labels[p]) and len(self.consumers[p]) == 1:
+            p = self.producers[p][0]
+        return p
+
+
+def _gate(graph: Graph) -> None:
+    """`gate`: one operand is a function of the other alone, as in `x * sigmoid(x)`."""
+    word = frozenset({"gate"})
+    for i, labels in enumerate(graph.labels):
+        if "binary" in labels:
+            operands = {t.name for t in graph.nodes[i].activations}
+            sources = (graph.nodes[p].activations for p in graph.producers[i])
+            if any(len(source) == 1 and source[0].name in operands for source in sources):
+                graph.add(i, word)
+
+
+def _reduced(graph: Graph) -> None:
+    """`reduced`: a reduction reads it."""
+    word = frozenset({"reduced"})
+    for i, labels in enumerate(graph.labels):
+        if "reduction" in labels:
+            for p in graph.producers[i]:
+                graph.add(p, word)
+
+
+def _normed(graph: Graph) -> None:
+    """`normed`: a sum that a normalisation alone reads, and the bias before it."""
+    word = frozenset({"normed"})
+    for i, labels in enumerate(graph.labels):
+        if "norm" in labels and graph.producers[i]:
+            p = graph.producers[i][0]
+            if "add" in graph.labels[p] and len(graph.consumers[p]) == 1:
+                for q in (p, *(q for q in graph.producers[p] if "bias" in graph.labels[q])):
+                    graph.add(q, word)
+
+
+def _heads(graph: Graph) -> None:
+    """`heads`: the bias of a product that is transposed and then split or convolved, and that split."""
+    word = frozenset({"heads"})
+    for i, labels in enumerate(graph.labels):
+        if not _SPLITTING.isdisjoint(labels) and graph.producers[i] and graph.producers[i][0] != i:
+            p = graph.upstream(i, _MOVED)
+            if "bias" not in graph.labels[p] or not any("fc" in graph.labels[q] for q in graph.producers[p]):
+                continue
+            step = graph.producers[i][0]
+            while step != p and "transpose" not in graph.labels[step]:
+                step = graph.producers[step][0]
+            if step != p:
+                graph.add(i, word)
+                graph.add(p, word)
+
+
+def _permuted(graph: Graph) -> None:
+    """`permuted`: a transpose whose input is transposed itself, so that both become one."""
+    word = frozenset({"permuted"})
+    for i, labels in enumerate(graph.labels):
+        if "lastswap" in labels and graph.producers[i]:
+            p = graph.producers[i][0]
+            while graph.producers[p] and not _RENAMED.isdisjoint(graph.labels[p]):
+                p = graph.producers[p][0]
+            if "transpose" in graph.labels[p]:
+                graph.add(i, word)
+
+
+def _blocked(graph: Graph) -> None:
+    """`blocked`: ONNX Runtime's CPU provider keeps the result in its layout of channel blocks."""
+    word = frozenset({"blocked"})
+    for i, labels in enumerate(graph.labels):
+        node, producers = graph.nodes[i], graph.producers[i]
+        shape = node.outputs[0].shape if node.outputs else ()
+        if len(shape) != 4:
+            continue
+        if "conv" in labels:
+            channels = node.inputs[0].shape[1] if node.inputs[0] is not None else 0
+            aligned = channels < _BLOCK or channels % _BLOCK_STEP == 0
+            if "dense" not in labels:
+                aligned = shape[1] % _BLOCK == 0 and ("depthwise" in labels or channels % _BLOCK == 0)
+        else:
+            folded = "withconst" in labels and len(producers) == 1 and "conv" in graph.labels[producers[0]]
+            aligned = (folded or not _THROUGH.isdisjoint(labels)) and ("concat" not in labels or shape[1] % _BLOCK == 0)
+            aligned = aligned and len(producers) == len(node.activations)
+            aligned = aligned and all("blocked" in graph.labels[p] for p in producers)
+        if aligned:
+            graph.add(i, word)
+
+
+#: Words that depend on neighbours, and the function that adds each.
+CONTEXT: Final[dict[str, Callable[[Graph], None]]] = {
+    "gate": _gate,
+    "reduced": _reduced,
+    "normed": _normed,
+    "heads": _heads,
+    "permuted": _permuted,
+    "blocked": _blocked,
+}
