@@ -163,6 +163,8 @@ class _Rewriter:
     def __init__(self, model: ModelProto) -> None:
         self.graph = model.graph
         self.shapes = tuple(_Shapes(model, batch) for batch in BATCHES)
+        low, high = self.shapes
+        self.weights = {name for name in low.weights & high.weights if low.shape(name) == high.shape(name)}
         self.chain: list[NodeProto] = []
         self.done: dict[tuple[str, str], str | None] = {}
 
@@ -251,7 +253,7 @@ class _Rewriter:
         """Turn a tensor computed from weights alone into a weight of its own."""
         shapes = self.shapes[0]
         shape, dtype = shapes.shape(name), shapes.types[name].tensor_type.elem_type
-        if name not in shapes.weights or name not in self.shapes[1].weights or shape is None:
+        if shape is None:
             return None
         if dtype not in FLOAT_TYPES or name in {tensor.name for tensor in self.graph.initializer}:
             return None
@@ -271,7 +273,7 @@ def simplify(model: ModelProto) -> ModelProto:
     _bypass_identities(graph)
     rewriter = _Rewriter(simple)
     computed = rewriter.shapes[0].computed & rewriter.shapes[1].computed
-    weights = rewriter.shapes[0].weights
+    weights = rewriter.weights
     for node in graph.node:
         if node.op_type == "Resize" and (scales := rewriter.scales(node)) is not None:
             node.input[:] = [node.input[0], "", scales]

@@ -37,9 +37,7 @@ def _timm(name: str) -> Built:
     except TypeError:
         network = timm.create_model(builder, **arguments)
     channels, height, width = network.default_cfg["input_size"]
-    # EdgeNeXt bakes the traced batch size into its position encoding, which broadcasts if that is 1.
-    batch_size = 1 if builder.startswith("edgenext") else 2
-    return network, (torch.zeros(batch_size, channels, size or height, size or width),)
+    return network, (torch.zeros(2, channels, size or height, size or width),)
 
 
 def _torchvision(name: str) -> Built:
