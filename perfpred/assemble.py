@@ -114,7 +114,7 @@ def _lower(
 def _engine_row(record: Mapping[str, Any], structure: str | None, origin: Origin | None, lab: str) -> dict[str, Any]:
     environment = dict(record.get("environment") or {})
     spec = environment.pop("device_spec", None)
-    environment.update({k: record[k] for k in ("before", "after", "graph_nodes", "outputs") if k in record})
+    environment.update({k: record[k] for k in ("before", "after", "graph_nodes") if k in record})
     samples = np.asarray(record.get("samples_s") or [], dtype=np.float32)
     error = record.get("error")
     return {
