@@ -1,4 +1,4 @@
-"""What turns a latency into an answer for one laboratory's method, with an honest interval."""
+"""Honest intervals: held-out residuals, kept by device and kind of latency."""
 
 from __future__ import annotations
 
@@ -9,64 +9,9 @@ from typing import Any, Final
 import numpy as np
 import pandas as pd
 
-#: A cell's offset counts as much as this many rows of no offset.
-_PRIOR_ROWS: Final = 4.0
 #: Intervals of networks outside the training range are this much wider, on the log scale.
 _STRETCH: Final = 1.5
 _GRID: Final = 201
-
-
-def _cell(engines: pd.DataFrame) -> pd.Series[str]:
-    lab = engines["lab"].fillna("")
-    return engines["latency_kind"].astype(str) + "|" + lab.astype(str)
-
-
-@dataclass
-class Offsets:
-    """Log factor of each (latency kind, laboratory): methods differ, so rows are never pooled in silence."""
-
-    log_factor_: dict[str, float] = field(default_factory=dict)
-    rows_: dict[str, int] = field(default_factory=dict)
-
-    @staticmethod
-    def needed(engines: pd.DataFrame) -> bool:
-        """Whether the rows come from more than one method."""
-        return bool(_cell(engines).nunique() > 1)
-
-    def updated(self, engines: pd.DataFrame, residual: np.ndarray) -> Offsets:
-        """Offsets with the median residual of each cell added, drawn to zero where a cell has few rows."""
-        factor, rows = dict(self.log_factor_), {}
-        for cell, part in pd.Series(np.asarray(residual)).groupby(_cell(engines).to_numpy()):
-            weight = len(part) / (len(part) + _PRIOR_ROWS)
-            factor[str(cell)] = factor.get(str(cell), 0.0) + weight * float(part.median())
-            rows[str(cell)] = len(part)
-        return Offsets(factor, rows)
-
-    def of(self, engines: pd.DataFrame) -> np.ndarray:
-        """Log factor of each row; a kind asked for without a laboratory takes its cells' mean by rows."""
-        made = np.zeros(len(engines))
-        for i, (cell, kind) in enumerate(zip(_cell(engines), engines["latency_kind"], strict=True)):
-            if cell in self.log_factor_:
-                made[i] = self.log_factor_[cell]
-                continue
-            same = [c for c in self.log_factor_ if c.split("|", 1)[0] == kind]
-            if same:
-                made[i] = np.average([self.log_factor_[c] for c in same], weights=[self.rows_[c] for c in same])
-        return made
-
-    def apply(self, engines: pd.DataFrame, latency_s: np.ndarray) -> np.ndarray:
-        """Latency as the row's method would report it, seconds."""
-        made: np.ndarray = latency_s * np.exp(self.of(engines))
-        return made
-
-    def to_dict(self) -> dict[str, Any]:
-        """JSON form."""
-        return {"log_factor": self.log_factor_, "rows": self.rows_}
-
-    @classmethod
-    def from_dict(cls, facts: Mapping[str, Any]) -> Offsets:
-        """From the JSON form."""
-        return cls(dict(facts["log_factor"]), dict(facts["rows"]))
 
 
 @dataclass
@@ -82,7 +27,9 @@ class Residuals:
 
     def fit(self, engines: pd.DataFrame, residual: pd.Series[float] | np.ndarray) -> Residuals:
         """Keeps the quantiles of residuals, shape (n_engines,), by cell."""
-        known = pd.Series(np.asarray(residual, float))
+        told = np.isfinite(np.asarray(residual, float))
+        engines = engines[told].reset_index(drop=True)
+        known = pd.Series(np.asarray(residual, float)[told])
         cells = {
             "": pd.Series("", index=known.index),
             "kind": engines["latency_kind"].reset_index(drop=True).astype(str),

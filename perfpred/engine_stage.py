@@ -40,6 +40,7 @@ _PULL: Final[Mapping[str, float]] = {
     "compute_device": 3.0, "memory_device": 3.0, "launch_device": 3.0,
     "cell_scale": 0.3, "cell_call": 0.1, "cell_launch": 3.0, "cell_copy": 0.1,
 }  # fmt: skip
+_CELL_KEY: Final = ("device", "lab", "latency_kind")
 _CELL: Final = ("cell_scale", "cell_call", "cell_launch", "cell_copy")
 
 
@@ -206,14 +207,29 @@ class EngineStage:
         return made
 
     def _of_cell(self, name: str, engines: pd.DataFrame) -> Array:
-        """A method's coefficient; without rows of that device the laboratory's mean, else half the kind's."""
-        known = pd.Series(self.parameters_[name], index=pd.Index(self.cells_, dtype=object))
-        method = known.index.str.split("|", n=1).str[1]
-        by_method, by_kind = known.groupby(method).mean(), 0.5 * known.groupby(method.str.split("|").str[1]).mean()
-        cell = cell_of(engines)
-        asked = cell.str.split("|", n=1).str[1]
-        made = cell.map(known).fillna(asked.map(by_method)).fillna(asked.str.split("|").str[1].map(by_kind)).fillna(0.0)
-        return made.to_numpy(float)
+        """A method's coefficient, by the first that is known.
+
+        The cell itself; without a laboratory, the mean of the device's cells of that kind; the laboratory's mean on
+        other devices; half the kind's mean.
+        """
+        parts = pd.DataFrame([cell.split("|") for cell in self.cells_], columns=list(_CELL_KEY))
+        known = parts.assign(value=self.parameters_[name])
+        asked = engines[list(_CELL_KEY)].fillna("").astype(str)
+        made = pd.Series(np.nan, index=asked.index)
+        for keys, factor in (
+            (_CELL_KEY, 1.0),
+            (("device", "latency_kind"), 1.0),
+            (_CELL_KEY[1:], 1.0),
+            (("latency_kind",), 0.5),
+        ):
+            if keys == ("device", "latency_kind"):
+                asking = asked["lab"].eq("")
+            else:
+                asking = pd.Series(True, index=asked.index)
+            means = known.groupby(list(keys))["value"].mean().rename("found").reset_index()
+            found = asked.merge(means, on=list(keys), how="left")["found"].to_numpy() * factor
+            made = made.where(made.notna() | ~asking, pd.Series(found, index=asked.index))
+        return made.fillna(0.0).to_numpy(float)
 
     def _engine_features(self, layers: _Layers, engines: pd.DataFrame) -> Array:
         """What makes engines similar: shares of time by class, totals, precision, device; shape (n, n_features)."""
@@ -287,7 +303,7 @@ def _kernel(a: Array, b: Array) -> Array:
 
 def cell_of(engines: pd.DataFrame) -> pd.Series[str]:
     """Device, laboratory and latency kind of each engine, joined by `|`: rows of one method on one device."""
-    columns = [engines[c].fillna("").astype(str) for c in ("device", "lab", "latency_kind")]
+    columns = [engines[c].fillna("").astype(str) for c in _CELL_KEY]
     return columns[0] + "|" + columns[1] + "|" + columns[2]
 
 

@@ -6,7 +6,7 @@ import json
 import os
 import shutil
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, field, replace
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, Final
 
@@ -16,7 +16,7 @@ import pandas as pd
 from sklearn.model_selection import GroupKFold
 
 from perfpred import __version__
-from perfpred.calibration import Offsets, Residuals
+from perfpred.calibration import Residuals
 from perfpred.contrast import Contrast
 from perfpred.cost import network_cost
 from perfpred.dataset import Dataset, engine_frame
@@ -28,7 +28,8 @@ from perfpred.layer import PRECISIONS
 from perfpred.lowering import rules_for, structure_frame
 from perfpred.network import Network, load_network
 from perfpred.prediction import LayerPrediction, Prediction
-from perfpred.stages import EngineStage, LayerStage
+from perfpred.stages import LAYER_KIND, Stages, select
+from perfpred.timed import layer_times
 from perfpred.transfer import Transfers
 
 FORMAT: Final = "perfpred.predictor"
@@ -45,6 +46,7 @@ class LatencyPredictor:
         name: What predictions call it.
         level: Layers it reads: `fused`, or `node` and `builder` for ablations.
         drop: Feature groups left out, for ablations.
+        trees: Whether boosted trees follow the physics.
         seed: Of every random choice.
         folds: Groups of lineages for the held-out residuals behind the intervals; 0 leaves intervals out.
     """
@@ -52,11 +54,10 @@ class LatencyPredictor:
     name: str = "perfpred"
     level: str = "fused"
     drop: Sequence[str] = ()
+    trees: bool = True
     seed: int = 0
     folds: int = 5
-    layer_stage_: LayerStage = field(default_factory=LayerStage)
-    engine_stage_: EngineStage = field(default_factory=EngineStage)
-    offsets_: Offsets = field(default_factory=Offsets)
+    stages_: Stages = field(default_factory=Stages)
     transfers_: Transfers = field(default_factory=Transfers)
     residuals_: Residuals = field(default_factory=Residuals)
     contrast_: Contrast = field(default_factory=Contrast)
@@ -77,13 +78,13 @@ class LatencyPredictor:
         if len(runtimes) != 1:
             raise DatasetError(f"a predictor is of one runtime, the dataset has {', '.join(runtimes)}; train one each")
         instances = layer_instances(engines, dataset.layers_at(self.level))
-        times = _layer_times(instances, engines, dataset)
         self.transfers_ = Transfers()
-        self._fit_stages(engines, instances, times)
-        self.contrast_ = Contrast().fit(engines, layer_instances(engines, dataset.layers_at("node")))
+        self.stages_ = self._new_stages().fit(engines, instances, layer_times(instances, engines, dataset))
+        if len(dataset.layers_at("node")):
+            self.contrast_ = Contrast().fit(engines, layer_instances(engines, dataset.layers_at("node")))
         if self.folds:
             self.residuals_ = Residuals().fit(engines, np.log(engines["latency_s"] / self.out_of_fold(dataset)))
-        features = engine_features(instances, self.layer_stage_.predict(instances))
+        features = self.stages_.features(instances)
         self.facts_ = {
             "runtime": runtimes[0],
             "on_cpu": bool(instances["is_cpu"].iloc[0]),
@@ -97,46 +98,36 @@ class LatencyPredictor:
         }
         return self
 
-    def _fit_stages(self, engines: pd.DataFrame, instances: pd.DataFrame, times: np.ndarray) -> None:
-        latency = engines["latency_s"].to_numpy(float)
-        self.offsets_ = Offsets()
-        reference = latency
-        for _ in range(2):  # offsets are read off the residuals of stages fitted without them, then both once more
-            self.layer_stage_ = LayerStage(self.drop, self.seed).fit(instances, reference, times)
-            layer_s = self.layer_stage_.predict(instances)
-            self.engine_stage_ = EngineStage(self.drop, self.seed).fit(instances, layer_s, reference)
-            if not Offsets.needed(engines):
-                break
-            made = self.engine_stage_.predict(instances, layer_s)
-            self.offsets_ = self.offsets_.updated(engines, np.log(latency / self.offsets_.apply(engines, made)))
-            reference = latency / np.exp(self.offsets_.of(engines))
+    def _new_stages(self) -> Stages:
+        return Stages(drop=self.drop, trees=self.trees, seed=self.seed)
 
     def out_of_fold(self, dataset: Dataset) -> np.ndarray:
-        """Latency of each good engine by predictors that never saw its lineage, seconds; shape (n_good,)."""
+        """Latency of each good engine by stages that never saw its lineage, seconds; shape (n_good,).
+
+        Tables of single layers are large: there one fold in five stands for all, and the others' rows are NaN.
+        """
         engines = dataset.good.reset_index(drop=True)
         instances = layer_instances(engines, dataset.layers_at(self.level))
-        times = _layer_times(instances, engines, dataset)
+        times = layer_times(instances, engines, dataset)
         groups = _groups(engines)
         made = np.full(len(engines), np.nan)
         folds = min(self.folds or 5, groups.nunique())
         if folds < 2:
             raise DatasetError("intervals need networks of at least two families; collect more, or train with folds=0")
-        for train, test in GroupKFold(folds).split(engines, groups=groups):
-            part = replace(self, folds=0)
-            kept = engines.iloc[train].reset_index(drop=True)
-            inside, position = _select(instances, train)
-            part._fit_stages(kept, position, times[inside])
-            _, asked = _select(instances, test)
-            made[test] = part._latencies(engines.iloc[test].reset_index(drop=True), asked)
+        splits = list(GroupKFold(folds).split(engines, groups=groups))
+        for train, test in splits[:1] if engines["latency_kind"].eq(LAYER_KIND).all() else splits:
+            inside, learned = select(instances, train)
+            part = self._new_stages().fit(engines.iloc[train].reset_index(drop=True), learned, times[inside])
+            _, asked = select(instances, test)
+            made[test] = part.latencies(engines.iloc[test].reset_index(drop=True), asked)
         return made
 
     # --- answering ---
 
     def _latencies(self, engines: pd.DataFrame, instances: pd.DataFrame) -> np.ndarray:
-        layer_s = self.layer_stage_.predict(instances)
-        made = self.offsets_.apply(engines, self.engine_stage_.predict(instances, layer_s))
-        if self.transfers_.log_factor_:
-            made = made * np.exp(self.transfers_.of(engines, engine_features(instances, layer_s)))
+        made = self.stages_.latencies(engines, instances)
+        if self.transfers_.shots_:
+            made = made * np.exp(self.transfers_.of(engines, self.stages_.similarity(engines, instances)))
         return made
 
     def predict_engines(self, engines: pd.DataFrame, layers: pd.DataFrame) -> np.ndarray:
@@ -204,7 +195,7 @@ class LatencyPredictor:
         )
         fused = frame[frame["level"] == self.level].reset_index(drop=True)
         instances = layer_instances(engine, fused)
-        layer_s = self.layer_stage_.predict(instances)
+        layer_s = self.stages_.layer_times(instances)
         latency = float(self._latencies(engine, instances)[0])
         outside = self._outside(engine_features(instances, layer_s))
         interval, within = self.residuals_.of(engine, latency, level, budget_s, stretched=bool(outside))
@@ -268,9 +259,7 @@ class LatencyPredictor:
             "level": self.level,
             "drop": list(self.drop),
             "seed": self.seed,
-            "layer_stage": self.layer_stage_.save(partial),
-            "engine_stage": self.engine_stage_.save(partial),
-            "offsets": self.offsets_.to_dict(),
+            "stages": self.stages_.save(partial),
             "transfers": self.transfers_.to_dict(),
             "residuals": self.residuals_.to_dict(),
             "contrast": self.contrast_.to_dict(),
@@ -298,9 +287,8 @@ class LatencyPredictor:
                 level=manifest["level"],
                 drop=drop,
                 seed=manifest["seed"],
-                layer_stage_=LayerStage.load(path, manifest["layer_stage"], drop),
-                engine_stage_=EngineStage.load(path, manifest["engine_stage"], drop),
-                offsets_=Offsets.from_dict(manifest["offsets"]),
+                trees=manifest["stages"]["trees"],
+                stages_=Stages.load(path, manifest["stages"], drop),
                 transfers_=Transfers.from_dict(manifest["transfers"]),
                 residuals_=Residuals.from_dict(manifest["residuals"]),
                 contrast_=Contrast.from_dict(manifest["contrast"]),
@@ -346,55 +334,6 @@ def _groups(engines: pd.DataFrame) -> pd.Series[str]:
     lineage = engines["lineage"].where(engines["lineage"].notna(), engines["family"])
     grouped = lineage.where(lineage.notna(), engines["network"])
     return grouped if grouped.nunique() >= 5 else engines["family"].fillna(engines["network"])
-
-
-def _select(instances: pd.DataFrame, rows: np.ndarray) -> tuple[np.ndarray, pd.DataFrame]:
-    """Instances of some engines, renumbered by their position in `rows`; also where they stood."""
-    position = pd.Series(np.arange(len(rows)), index=rows)
-    new = instances["row"].map(position)
-    inside = np.flatnonzero(new.notna().to_numpy())
-    part = instances.iloc[inside].assign(row=new.iloc[inside].astype(int).to_numpy())
-    order = np.argsort(part["row"].to_numpy(), kind="stable")
-    return inside[order], part.iloc[order].reset_index(drop=True)
-
-
-def _layer_times(instances: pd.DataFrame, engines: pd.DataFrame, dataset: Dataset) -> np.ndarray:
-    """Measured time of each layer instance where one layer's nodes were timed together, else NaN."""
-    made = np.full(len(instances), np.nan)
-    alone = engines["latency_kind"].eq("layer").to_numpy()
-    if alone.any():
-        lone = alone[instances["row"].to_numpy()]
-        made[lone] = engines["latency_s"].to_numpy(float)[instances["row"].to_numpy()[lone]]
-    if len(dataset.times):
-        summed = _summed_times(instances, engines["engine_id"], dataset.times)
-        made = np.where(np.isfinite(summed), summed, made)
-    return made
-
-
-def _summed_times(instances: pd.DataFrame, engine_ids: pd.Series[str], times: pd.DataFrame) -> np.ndarray:
-    """Time of each layer instance: the sum over what the runtime timed of its nodes.
-
-    A timed unit whose nodes lie in several layers says nothing of either, so those layers stay NaN, as do layers
-    of which nothing was timed. Shape (n_layers,), seconds.
-    """
-    timed = times.explode("onnx_nodes")[["engine_id", "onnx_nodes", "time_s"]].dropna()
-    timed = timed.rename_axis("unit").reset_index().rename(columns={"onnx_nodes": "node"})
-    rows = np.flatnonzero(engine_ids.isin(set(timed["engine_id"])))
-    inside = np.flatnonzero(instances["row"].isin(rows))
-    owned = pd.DataFrame(
-        {
-            "layer": inside,
-            "engine_id": engine_ids.to_numpy()[instances["row"].to_numpy()[inside]],
-            "node": instances["onnx_nodes"].to_numpy()[inside],
-        }
-    ).explode("node")
-    pairs = timed.merge(owned, on=["engine_id", "node"])[["unit", "layer", "time_s"]].drop_duplicates(["unit", "layer"])
-    shared = pairs["unit"].duplicated(keep=False)
-    made = np.full(len(instances), np.nan)
-    alone = pairs[~shared].groupby("layer")["time_s"].sum()
-    made[alone.index.to_numpy(int)] = alone.to_numpy()
-    made[pairs.loc[shared, "layer"].to_numpy(int)] = np.nan
-    return made
 
 
 def _cells(engines: pd.DataFrame) -> dict[str, dict[str, int]]:

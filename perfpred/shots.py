@@ -38,6 +38,12 @@ class Shots:
         self.weights_ = np.linalg.solve(inner, np.asarray(residual, float))
         return self
 
+    def left_out(self) -> np.ndarray:
+        """Residual of each measurement under the other k - 1 alone, shape (k,)."""
+        inner = _kernel(self.features_, self.features_) + _NOISE**2 * np.eye(len(self.weights_))
+        made: np.ndarray = self.weights_ / np.diag(np.linalg.inv(inner))
+        return made
+
     def predict(self, similarity: np.ndarray) -> np.ndarray:
         """Log correction of each engine, shape (n,); zeros before any measurement."""
         if not len(self.weights_):

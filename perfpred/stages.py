@@ -1,86 +1,45 @@
-"""The two stages of a prediction: the time of each layer, then the latency of the engine they make.
+"""The stages of a prediction: the time of each layer, then the latency of the engine they make.
 
-The layer stage starts from physics, a non-negative sum of compute time, memory time and a launch, whose
-coefficients per layer kind are learned from whole-engine latencies, so that it needs no layer times. Where layer
-times were measured, boosted trees learn how the time departs from that. The engine stage learns how the latency
-departs from the sum of its layers: launches overlap, formats change, and laboratories measure differently.
+Physics comes first: layer times and method terms learned from whole-engine latencies (`perfpred.engine_stage`), so
+that no layer times are needed. Boosted trees then learn how layers depart from it, where layer times were measured,
+and how engines depart from the sum of their layers. Tables of single timed convolutions have a stage of their own.
 """
 
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Final
 
 import numpy as np
 import pandas as pd
 import xgboost as xgb
-from scipy.optimize import nnls
 
-from perfpred.errors import FormatError
-from perfpred.features import bound_s, engine_features, layer_features, without_groups
-from perfpred.layer import KINDS
+from perfpred.convolution_stage import ConvolutionStage
+from perfpred.engine_stage import EngineStage
+from perfpred.errors import FormatError, PredictorError
+from perfpred.features import engine_features, layer_features, without_groups
 
-_FLOOR_S: Final = 1e-9
-
-
-@dataclass
-class Physics:
-    """Layer time as `compute_s / e_c + memory_s / e_m + launch`, coefficients per kind, learned from totals.
-
-    `coefficients_` has shape (n_kinds, 3): factors of compute and memory time, and seconds at a clock of 1 GHz.
-    """
-
-    shrink: float = 1.0
-    coefficients_: np.ndarray = field(default_factory=lambda: np.tile([1.0, 1.0, 2e-6], (len(KINDS), 1)))
-
-    @staticmethod
-    def _terms(instances: pd.DataFrame) -> np.ndarray:
-        bound = bound_s(instances)
-        launch = 1e9 / instances["clock_hz"].to_numpy(float)
-        return np.column_stack([bound["compute_s"], bound["memory_s"], launch])
-
-    def fit(self, instances: pd.DataFrame, latency_s: np.ndarray) -> Physics:
-        """Fits the coefficients on relative error; kinds with few layers stay near the common ones."""
-        terms = self._terms(instances)
-        kinds = instances["kind"].map({k: i for i, k in enumerate(KINDS)}).to_numpy()
-        rows = instances["row"].to_numpy()
-        design = np.zeros((len(latency_s), len(KINDS), 3))
-        np.add.at(design, (rows, kinds), terms)
-        scaled = design / latency_s[:, None, None]
-        ones = np.ones(len(latency_s))
-        common, _ = nnls(scaled.sum(axis=1), ones)
-        common = np.maximum(common, [1e-2, 1e-2, 1e-8])
-        # In units of the common coefficients, each kind's are drawn towards 1 as by `shrink**2` engines.
-        unit = scaled.reshape(len(ones), -1) * np.tile(common, len(KINDS))
-        width = unit.shape[1]
-        solution, _ = nnls(
-            np.vstack([unit, self.shrink * np.eye(width)]),
-            np.concatenate([ones, np.full(width, self.shrink)]),
-            maxiter=50 * width,
-        )
-        self.coefficients_ = np.maximum(solution, 0.02).reshape(len(KINDS), 3) * common
-        return self
-
-    def predict(self, instances: pd.DataFrame) -> np.ndarray:
-        """Time of each layer, seconds; shape (n_layers,)."""
-        kinds = instances["kind"].map({k: i for i, k in enumerate(KINDS)}).to_numpy()
-        made: np.ndarray = np.maximum((self._terms(instances) * self.coefficients_[kinds]).sum(axis=1), _FLOOR_S)
-        return made
+#: Latency kind of rows that time one layer alone.
+LAYER_KIND: Final = "layer"
+#: Fewest engines that boosted trees are fitted on: on less, they follow single families.
+_FEWEST_ENGINES: Final = 400
+_FEWEST_LAYERS: Final = 2000
 
 
 def boosted_trees(seed: int = 0, **changes: Any) -> xgb.XGBRegressor:
     """The package's usual trees; small steps, since the sets are small and the targets are residuals."""
     settings = {
-        "n_estimators": 400,
-        "max_depth": 5,
-        "learning_rate": 0.05,
-        "min_child_weight": 4,
+        "n_estimators": 500,
+        "max_depth": 4,
+        "learning_rate": 0.04,
+        "min_child_weight": 5,
         "subsample": 0.7,
         "colsample_bytree": 0.5,
         "reg_lambda": 4.0,
-        "objective": "reg:squarederror",
+        "objective": "reg:pseudohubererror",
+        "huber_slope": 0.2,
         "tree_method": "hist",
         "n_jobs": 1,  # the sets are small: threads would cost more than they give
         "random_state": seed,
@@ -89,87 +48,154 @@ def boosted_trees(seed: int = 0, **changes: Any) -> xgb.XGBRegressor:
 
 
 @dataclass
-class LayerStage:
-    """Time of each layer: physics from totals, corrected by trees where layer times were measured."""
+class Stages:
+    """Everything between layer instances and latencies.
+
+    Attributes:
+        drop: Feature groups the trees do without.
+        trees: Whether trees follow the physics.
+        seed: Of every random choice.
+    """
 
     drop: Sequence[str] = ()
+    trees: bool = True
     seed: int = 0
-    physics_: Physics = field(default_factory=Physics)
-    trees_: xgb.XGBRegressor | None = None
+    physics_: EngineStage | None = None
+    layer_trees_: xgb.XGBRegressor | None = None
+    engine_trees_: xgb.XGBRegressor | None = None
+    convolutions_: ConvolutionStage | None = None
 
-    def fit(self, instances: pd.DataFrame, latency_s: np.ndarray, layer_time_s: np.ndarray | None = None) -> LayerStage:
-        """Fits on engines' latencies, shape (n_engines,), and, where known, layer times, shape (n_layers,)."""
-        self.physics_ = Physics().fit(instances, latency_s)
-        self.trees_ = None
-        if layer_time_s is not None and np.isfinite(layer_time_s).any():
-            known = np.flatnonzero(np.isfinite(layer_time_s) & (layer_time_s > 0))
-            part = instances.iloc[known]
-            target = np.log(layer_time_s[known] / self.physics_.predict(part))
-            self.trees_ = boosted_trees(self.seed, n_estimators=600, max_depth=8, min_child_weight=2)
-            self.trees_.fit(self._features(part), target)
+    def fit(self, engines: pd.DataFrame, instances: pd.DataFrame, layer_time_s: np.ndarray) -> Stages:
+        """Fits on measured engines.
+
+        Args:
+            engines: Rows of a dataset's `engines` table.
+            instances: Their layers, as of `perfpred.instances.layer_instances`.
+            layer_time_s: Measured time of each instance, seconds, NaN where unknown; shape (n_layers,).
+        """
+        whole, single = _apart(engines)
+        self.physics_ = self.layer_trees_ = self.engine_trees_ = self.convolutions_ = None
+        if len(single):
+            _, layers = select(instances, single)
+            self.convolutions_ = ConvolutionStage().fit(layers, _latency(engines.iloc[single]))
+        if len(whole):
+            inside, layers = select(instances, whole)
+            self._fit_engines(engines.iloc[whole].reset_index(drop=True), layers, layer_time_s[inside])
         return self
 
-    def _features(self, instances: pd.DataFrame) -> pd.DataFrame:
-        return without_groups(layer_features(instances), self.drop)
+    def _fit_engines(self, engines: pd.DataFrame, layers: pd.DataFrame, layer_time_s: np.ndarray) -> None:
+        self.physics_ = EngineStage(seed=self.seed).fit(layers, engines)
+        if not self.trees:
+            return
+        known = np.flatnonzero(np.isfinite(layer_time_s) & (layer_time_s > 0))
+        if len(known) >= _FEWEST_LAYERS:
+            part = layers.iloc[known].assign(row=layers["row"].iloc[known].rank(method="dense").astype(int) - 1)
+            target = np.log(layer_time_s[known] / self.physics_.layer_times(part))
+            self.layer_trees_ = boosted_trees(self.seed, max_depth=7, n_estimators=400)
+            self.layer_trees_.fit(self._layer_features(part), target)
+        if len(engines) >= _FEWEST_ENGINES:
+            target = np.log(_latency(engines)) - self.physics_.predict(layers, engines)
+            self.engine_trees_ = boosted_trees(self.seed)
+            self.engine_trees_.fit(self._engine_features(layers), target)
 
-    def predict(self, instances: pd.DataFrame) -> np.ndarray:
+    def _layer_features(self, layers: pd.DataFrame) -> pd.DataFrame:
+        return without_groups(layer_features(layers), self.drop)
+
+    def _engine_features(self, layers: pd.DataFrame) -> pd.DataFrame:
+        return without_groups(self.features(layers), self.drop)
+
+    def features(self, instances: pd.DataFrame) -> pd.DataFrame:
+        """Features of engines, shape (n_engines, n_features); their ranges tell what extrapolates."""
+        return engine_features(instances, self.layer_times(instances))
+
+    def similarity(self, engines: pd.DataFrame, instances: pd.DataFrame) -> np.ndarray:
+        """Standardised features in which near engines err alike; shape (n_engines, n_features)."""
+        if self.physics_ is None:
+            raise PredictorError("single layers are not calibrated; give a predictor trained on engines")
+        return self.physics_.similarity(instances, engines)
+
+    def layer_times(self, instances: pd.DataFrame) -> np.ndarray:
         """Time of each layer, seconds; shape (n_layers,)."""
-        made = self.physics_.predict(instances)
-        if self.trees_ is not None:
-            made = made * np.exp(self.trees_.predict(self._features(instances)).astype(float))
+        if self.physics_ is None:
+            return self._convolutions(instances)
+        made = self.physics_.layer_times(instances)
+        if self.layer_trees_ is not None:
+            made = made * np.exp(self.layer_trees_.predict(self._layer_features(instances)).astype(float))
+        return made
+
+    def _convolutions(self, instances: pd.DataFrame) -> np.ndarray:
+        if self.convolutions_ is None:
+            raise PredictorError(
+                "the predictor was trained on no layer tables; train one with `import conv-table` data"
+            )
+        return self.convolutions_.predict(instances)
+
+    def latencies(self, engines: pd.DataFrame, instances: pd.DataFrame) -> np.ndarray:
+        """Latency of each engine, seconds; shape (n_engines,).
+
+        Raises:
+            PredictorError: Whole engines are asked of a predictor of single layers, or the reverse.
+        """
+        made = np.full(len(engines), np.nan)
+        whole, single = _apart(engines)
+        if len(single):
+            _, layers = select(instances, single)
+            made[single] = np.bincount(layers["row"], self._convolutions(layers), len(single))
+        if len(whole):
+            if self.physics_ is None:
+                raise PredictorError("the predictor was trained on single layers, not on engines; train one on engines")
+            _, layers = select(instances, whole)
+            asked = engines.iloc[whole].reset_index(drop=True)
+            log_s = self.physics_.predict(layers, asked)
+            if self.engine_trees_ is not None:
+                log_s = log_s + self.engine_trees_.predict(self._engine_features(layers)).astype(float)
+            made[whole] = np.exp(log_s)
         return made
 
     def save(self, folder: Path) -> dict[str, Any]:
-        """Writes the trees beside the manifest and returns the rest for it."""
-        if self.trees_ is not None:
-            self.trees_.save_model(folder / "layer.ubj")
-        return {"physics": self.physics_.coefficients_.tolist(), "kinds": list(KINDS), "trees": self.trees_ is not None}
+        """Writes trees beside the manifest and returns the rest for it."""
+        for name, trees in (("layer", self.layer_trees_), ("engine", self.engine_trees_)):
+            if trees is not None:
+                trees.save_model(folder / f"{name}.ubj")
+        return {
+            "trees": self.trees,
+            "physics": self.physics_.to_dict() if self.physics_ else None,
+            "layer_trees": self.layer_trees_ is not None,
+            "engine_trees": self.engine_trees_ is not None,
+            "convolutions": self.convolutions_.save(folder) if self.convolutions_ else None,
+        }
 
     @classmethod
-    def load(cls, folder: Path, facts: Mapping[str, Any], drop: Sequence[str]) -> LayerStage:
-        """The stage a manifest describes."""
-        if facts["kinds"] != list(KINDS):
-            raise FormatError(f"{folder}: was trained with other layer kinds; train it again with this perfpred")
-        physics = Physics(coefficients_=np.asarray(facts["physics"], float))
-        return cls(drop=drop, physics_=physics, trees_=_load_trees(folder / "layer.ubj") if facts["trees"] else None)
+    def load(cls, folder: Path, facts: Mapping[str, Any], drop: Sequence[str]) -> Stages:
+        """The stages a manifest describes."""
+        return cls(
+            drop=drop,
+            trees=facts["trees"],
+            physics_=EngineStage.from_dict(facts["physics"]) if facts["physics"] else None,
+            layer_trees_=_load_trees(folder / "layer.ubj") if facts["layer_trees"] else None,
+            engine_trees_=_load_trees(folder / "engine.ubj") if facts["engine_trees"] else None,
+            convolutions_=ConvolutionStage.load(folder, facts["convolutions"]) if facts["convolutions"] else None,
+        )
 
 
-@dataclass
-class EngineStage:
-    """Latency of an engine from its layers' times: log ratio by boosted trees."""
+def select(instances: pd.DataFrame, rows: np.ndarray) -> tuple[np.ndarray, pd.DataFrame]:
+    """Instances of some engines, renumbered by their position in `rows`; also where they stood."""
+    position = pd.Series(np.arange(len(rows)), index=rows)
+    new = instances["row"].map(position)
+    inside = np.flatnonzero(new.notna().to_numpy())
+    part = instances.iloc[inside].assign(row=new.iloc[inside].astype(int).to_numpy())
+    order = np.argsort(part["row"].to_numpy(), kind="stable")
+    return inside[order], part.iloc[order].reset_index(drop=True)
 
-    drop: Sequence[str] = ()
-    seed: int = 0
-    trees_: xgb.XGBRegressor | None = None
 
-    def _features(self, instances: pd.DataFrame, layer_s: np.ndarray) -> pd.DataFrame:
-        return without_groups(engine_features(instances, layer_s), self.drop)
+def _apart(engines: pd.DataFrame) -> tuple[np.ndarray, np.ndarray]:
+    """Positions of whole engines and of single layers."""
+    single = engines["latency_kind"].eq(LAYER_KIND).to_numpy()
+    return np.flatnonzero(~single), np.flatnonzero(single)
 
-    def fit(self, instances: pd.DataFrame, layer_s: np.ndarray, latency_s: np.ndarray) -> EngineStage:
-        """Fits on engines; `latency_s` has shape (n_engines,), in the order of the instances' `row`."""
-        features = self._features(instances, layer_s)
-        self.trees_ = boosted_trees(self.seed)
-        self.trees_.fit(features, np.log(latency_s) - features["totals:time"])
-        return self
 
-    def predict(self, instances: pd.DataFrame, layer_s: np.ndarray) -> np.ndarray:
-        """Latency of each engine, seconds; shape (n_engines,)."""
-        features = self._features(instances, layer_s)
-        total = features["totals:time"].to_numpy()
-        departure = self.trees_.predict(features).astype(float) if self.trees_ is not None else 0.0
-        made: np.ndarray = np.exp(total + departure)
-        return made
-
-    def save(self, folder: Path) -> dict[str, Any]:
-        """Writes the trees beside the manifest and returns the rest for it."""
-        if self.trees_ is not None:
-            self.trees_.save_model(folder / "engine.ubj")
-        return {"trees": self.trees_ is not None}
-
-    @classmethod
-    def load(cls, folder: Path, facts: Mapping[str, Any], drop: Sequence[str]) -> EngineStage:
-        """The stage a manifest describes."""
-        return cls(drop=drop, trees_=_load_trees(folder / "engine.ubj") if facts["trees"] else None)
+def _latency(engines: pd.DataFrame) -> np.ndarray:
+    return engines["latency_s"].to_numpy(float)
 
 
 def _load_trees(path: Path) -> xgb.XGBRegressor:

@@ -1,9 +1,8 @@
 """Transfer to one's own device: a few measurements correct a predictor for a device it hardly knows.
 
-The correction is a log factor, linear in a few features of the engine, with a Gaussian prior: one measurement moves
-the scale alone, tens of them also tell short layers from long and convolutions from attention. There is no switch
-between the two; what the measurements can't tell stays at the prior. The same prior says which networks are most
-worth measuring: those that leave the least variance of the correction over all networks.
+The correction is a log factor from a Gaussian process over similar engines (`perfpred.shots`): one measurement moves
+the scale, more of them also tell apart what the device is good and bad at. Which networks are most worth measuring is
+chosen under a simpler prior, a scale and a slope per feature: those that leave the least variance over all networks.
 """
 
 from __future__ import annotations
@@ -20,29 +19,17 @@ from perfpred.calibration import Residuals
 from perfpred.contrast import Contrast
 from perfpred.dataset import Dataset
 from perfpred.errors import DatasetError, UsageError
-from perfpred.features import engine_features
 from perfpred.instances import device_of, layer_instances
 from perfpred.scores import concordant
+from perfpred.shots import Shots
 from perfpred.splits import Split, networks, scorable, splits, subset
 
 if TYPE_CHECKING:
     from perfpred.corpus import CorpusNetwork
     from perfpred.predictor import LatencyPredictor
 
-#: Features of the correction, with what one unit of each is worth: about the spread among common networks.
-_UNITS: Final[Mapping[str, float]] = {
-    "totals:time": 1.5,
-    "totals:layer_time": 0.7,
-    "totals:compute_share": 0.2,
-    "shape:batch_size": 1.0,
-    "shape:share_conv": 0.3,
-    "shape:share_depthwise_conv": 0.15,
-    "shape:share_gemm": 0.3,
-    "shape:share_attention": 0.2,
-    "precision:fp16": 0.5,
-    "precision:int8": 0.5,
-}
-#: Prior standard deviations, log scale: a device's factor, and its change over one unit of a feature.
+#: Prior standard deviations by which networks are chosen: of a device's factor, of its change over one standard
+#: deviation of a feature, and of a measurement, on the log scale.
 _SCALE_SD: Final = 0.5
 _SLOPE_SD: Final = 0.05
 _NOISE_SD: Final = 0.12
@@ -52,70 +39,27 @@ _PRIOR_ROWS: Final = 10
 
 @dataclass
 class Transfers:
-    """Log factor by device: `{device: {feature: slope, "": intercept}}`."""
+    """What measurements of single devices taught, by device."""
 
-    log_factor_: dict[str, dict[str, float]] = field(default_factory=dict)
+    shots_: dict[str, Shots] = field(default_factory=dict)
 
-    def of(self, engines: pd.DataFrame, features: pd.DataFrame) -> np.ndarray:
+    def of(self, engines: pd.DataFrame, similarity: np.ndarray) -> np.ndarray:
         """Log factor of each engine; shape (n_engines,), zero on devices never calibrated."""
         made = np.zeros(len(engines))
         device = engines["device"].to_numpy()
-        for slug, slopes in self.log_factor_.items():
+        for slug, shots in self.shots_.items():
             here = device == slug
-            made[here] = _log_factor(slopes, features[here])
+            made[here] = shots.predict(similarity[here])
         return made
 
     def to_dict(self) -> dict[str, Any]:
         """JSON form."""
-        return {"log_factor": self.log_factor_}
+        return {"shots": {device: shots.to_dict() for device, shots in self.shots_.items()}}
 
     @classmethod
     def from_dict(cls, facts: Mapping[str, Any]) -> Transfers:
         """From the JSON form."""
-        return cls({device: dict(slopes) for device, slopes in facts["log_factor"].items()})
-
-
-@dataclass(frozen=True, kw_only=True)
-class Correction:
-    """A device's log factor learned from measurements, and the residuals left when each is left out in turn."""
-
-    slopes: dict[str, float]
-    left_out: np.ndarray
-
-    def of(self, features: pd.DataFrame) -> np.ndarray:
-        """Log factor of engines; shape (n_engines,)."""
-        return _log_factor(self.slopes, features)
-
-
-def _log_factor(slopes: Mapping[str, float], features: pd.DataFrame) -> np.ndarray:
-    names = [name for name in slopes if name]
-    made: np.ndarray = slopes[""] + features[names].to_numpy(float) @ np.array([slopes[name] for name in names])
-    return made
-
-
-def correction(features: pd.DataFrame, residual: np.ndarray) -> Correction:
-    """Bayesian linear regression of log residuals on a few features.
-
-    Args:
-        features: Of measured engines, as of `engine_features`.
-        residual: `log(measured / predicted)`, shape (n_engines,).
-    """
-    names = [name for name in _UNITS if name in features]
-    centre = features[names].mean()
-    design = _design(features, names, centre)
-    variance = _prior(len(names))
-    covariance = design @ (variance[:, None] * design.T)
-    inverse = np.linalg.inv(covariance + _NOISE_SD**2 * np.eye(len(design)))
-    weights = variance * (design.T @ (inverse @ residual))
-    slopes = {name: float(w / _UNITS[name]) for name, w in zip(names, weights[1:], strict=True)}
-    intercept = float(weights[0]) - sum(slopes[name] * float(centre[name]) for name in names)
-    return Correction(slopes={"": intercept, **slopes}, left_out=(inverse @ residual) / np.diag(inverse))
-
-
-def _design(features: pd.DataFrame, names: Sequence[str], centre: pd.Series[float]) -> np.ndarray:
-    units = np.array([_UNITS[name] for name in names])
-    scaled = (features[list(names)].to_numpy(float) - centre.to_numpy(float)) / units
-    return np.column_stack([np.ones(len(features)), scaled])
+        return cls({device: Shots.from_dict(shots) for device, shots in facts["shots"].items()})
 
 
 def _prior(n_features: int) -> np.ndarray:
@@ -145,10 +89,10 @@ def calibrated(predictor: LatencyPredictor, measurements: Dataset, device: str) 
             f"the predictor is of runtime {predictor.facts_['runtime']}, the measurements of "
             f"{', '.join(sorted(runtimes))}; collect with --runtime {predictor.facts_['runtime']}"
         )
-    others = {slug: slopes for slug, slopes in predictor.transfers_.log_factor_.items() if slug != device}
+    others = {slug: shots for slug, shots in predictor.transfers_.shots_.items() if slug != device}
     bare = replace(predictor, transfers_=Transfers(others))
     residual = np.log(rows.engines["latency_s"].to_numpy(float) / bare.predict_engines(rows.engines, rows.layers))
-    learned = correction(_features(bare, rows), residual)
+    learned = Shots().fit(_similarity(bare, rows), residual)
     counts = (rows.engines["precision"] + "/" + rows.engines["latency_kind"]).value_counts()
     own = rows.engines[rows.engines["device_json"].notna()]
     hosts = {device: device_of(dict(own.iloc[0])).to_dict()} if len(own) else {}
@@ -160,16 +104,17 @@ def calibrated(predictor: LatencyPredictor, measurements: Dataset, device: str) 
     nodes = layer_instances(rows.engines, rows.layers_at("node"))
     return replace(
         bare,
-        transfers_=Transfers(others | {device: learned.slopes}),
-        residuals_=_widened(bare.residuals_, rows.engines, learned.left_out),
+        transfers_=Transfers(others | {device: learned}),
+        residuals_=_widened(bare.residuals_, rows.engines, learned.left_out()),
         contrast_=_recalibrated(bare.contrast_, Contrast().fit(rows.engines, nodes)),
         facts_=facts,
     )
 
 
-def _features(predictor: Any, rows: Dataset) -> pd.DataFrame:
+def _similarity(predictor: Any, rows: Dataset) -> np.ndarray:
     instances = layer_instances(rows.engines, rows.layers_at(predictor.level))
-    return engine_features(instances, predictor.layer_stage_.predict(instances))
+    made: np.ndarray = predictor.stages_.similarity(rows.engines, instances)
+    return made
 
 
 def _recalibrated(old: Contrast, new: Contrast) -> Contrast:
@@ -294,7 +239,7 @@ def _shots(
         "scaled_roofline": baseline_columns(rows, [split], ["scaled_roofline"])["fused:scaled_roofline"],
         "nearest": nearest_columns(rows, [split])["nearest"],
     }
-    features = _features(fitted, asked)
+    similarity = _similarity(fitted, asked)
     network = networks(asked.engines).to_numpy()
     random = np.random.default_rng(seed)
     found = []
@@ -312,7 +257,7 @@ def _shots(
                 known = drawn[np.isfinite(residual[drawn])]
                 factor = np.zeros(len(predicted))
                 if len(known) and name == "mape":
-                    factor = correction(features.iloc[known], residual[known]).of(features)
+                    factor = Shots().fit(similarity[known], residual[known]).predict(similarity)
                 elif len(known):
                     factor += np.median(residual[known])
                 error = np.abs(predicted * np.exp(factor) / measured - 1)[rest]

@@ -91,7 +91,7 @@ def test_predictor_folders_survive_no_cut(tmp_path: Path) -> None:
     LatencyPredictor(folds=0).fit(dataset()).save(tmp_path / "p")
     manifest = tmp_path / "p" / "manifest.json"
     content = json.loads(manifest.read_text())
-    for key in ("layer_stage", "engine_stage", "offsets", "transfers", "residuals", "contrast", "facts", "name"):
+    for key in ("stages", "transfers", "residuals", "contrast", "facts", "name"):
         manifest.write_text(json.dumps({k: v for k, v in content.items() if k != key}))
         with pytest.raises(FormatError, match="train the predictor again"):
             LatencyPredictor.load(tmp_path / "p")

@@ -173,7 +173,7 @@ def test_damaged_folders_are_refused(tmp_path: Path) -> None:
     for change, message in (
         ({"format": "other"}, r"is no perfpred.predictor"),
         ({"version": 99}, "version 99; this perfpred reads 1"),
-        ({"offsets": {}}, "lacks or garbles"),
+        ({"residuals": {}}, "lacks or garbles"),
     ):
         manifest.write_text(json.dumps(whole | change))
         with pytest.raises(FormatError, match=message):

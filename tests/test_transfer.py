@@ -14,8 +14,9 @@ from made import dataset
 from perfpred.dataset import Dataset
 from perfpred.errors import DatasetError, UsageError
 from perfpred.predictor import LatencyPredictor
+from perfpred.shots import Shots
 from perfpred.splits import subset
-from perfpred.transfer import Transfers, calibrated, choose_calibration, correction, kshot, most_telling
+from perfpred.transfer import Transfers, calibrated, choose_calibration, kshot, most_telling
 
 SLOW = 2.5
 
@@ -49,7 +50,7 @@ def test_other_devices_and_the_original_stay_as_they_were() -> None:
     before = trained().predict_engines(dataset().engines, dataset().layers)
     made = calibrated(trained(), own_device(), "jetson-orin-nx-16gb")
     assert np.array_equal(made.predict_engines(dataset().engines, dataset().layers), before)
-    assert not trained().transfers_.log_factor_
+    assert not trained().transfers_.shots_
     assert made.covers("jetson-orin-nx-16gb")
     assert not trained().covers("jetson-orin-nx-16gb")
 
@@ -57,7 +58,7 @@ def test_other_devices_and_the_original_stay_as_they_were() -> None:
 def test_calibrating_again_replaces() -> None:
     once = calibrated(trained(), own_device(), "jetson-orin-nx-16gb")
     twice = calibrated(once, own_device(), "jetson-orin-nx-16gb")
-    assert twice.transfers_ == once.transfers_
+    assert twice.transfers_.to_dict() == once.transfers_.to_dict()
 
 
 def test_baselines_are_calibrated_on_the_same_rows() -> None:
@@ -90,7 +91,8 @@ def test_survives_the_disk(tmp_path: Path) -> None:
         again.predict_engines(asked.engines, asked.layers), made.predict_engines(asked.engines, asked.layers)
     )
     assert again.facts_["calibrated"] == {"jetson-orin-nx-16gb": 24}
-    assert again.transfers_ == Transfers.from_dict(json.loads(json.dumps(made.transfers_.to_dict())))
+    stored = json.loads(json.dumps(made.transfers_.to_dict()))
+    assert again.transfers_.to_dict() == Transfers.from_dict(stored).to_dict()
 
 
 def test_wrong_measurements_are_refused() -> None:
@@ -101,27 +103,14 @@ def test_wrong_measurements_are_refused() -> None:
         calibrated(trained(), other, "jetson-orin-nx-16gb")
 
 
-def test_correction_learns_a_slope_only_from_many() -> None:
-    random = np.random.default_rng(0)
-    features = pd.DataFrame({"totals:time": random.normal(-6, 1.5, 400), "shape:share_conv": random.random(400)})
-    residual = 0.4 + 0.1 * (features["totals:time"].to_numpy() + 6)
-    few, many = correction(features[:2], residual[:2]), correction(features, residual)
-    assert abs(few.slopes["totals:time"]) < 0.05
-    assert many.slopes["totals:time"] == pytest.approx(0.1, abs=0.01)
-    assert np.abs(many.of(features) - residual).max() < 0.05
-    one = correction(features[:1], np.array([0.6]))
-    assert one.of(features[:1])[0] == pytest.approx(0.6, abs=0.06)
-    assert one.left_out == pytest.approx([0.6])
-
-
 def test_left_out_residuals_are_those_of_fits_without_the_row() -> None:
     random = np.random.default_rng(1)
-    features = pd.DataFrame({"totals:time": random.normal(-6, 1.5, 8)})
-    residual = random.normal(0.3, 0.2, 8)
-    assert (
-        np.abs(correction(features, residual).left_out).mean()
-        > np.abs(residual - correction(features, residual).of(features)).mean()
-    )
+    similarity, residual = random.normal(size=(8, 3)), random.normal(0.3, 0.2, 8)
+    others = [
+        Shots().fit(np.delete(similarity, i, 0), np.delete(residual, i)).predict(similarity[i : i + 1])[0]
+        for i in range(8)
+    ]
+    assert np.allclose(Shots().fit(similarity, residual).left_out(), residual - others)
 
 
 def test_most_telling_beats_the_first_that_come() -> None:
