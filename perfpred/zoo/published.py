@@ -21,7 +21,6 @@ from timm.models.vision_transformer import VisionTransformer
 from torch import Tensor, nn
 from torch.nn import functional
 from torchvision.models import MobileNetV2, ShuffleNetV2
-from torchvision.models.shufflenetv2 import InvertedResidual
 
 from perfpred.zoo import NetworkSpec, register
 from perfpred.zoo.lineages import FAMILY_LINEAGE
@@ -31,12 +30,13 @@ from perfpred.zoo.segmentation import Mixed
 _LICENCE = "own builder, MIT"
 
 
-def _vd(depths: Sequence[int], *, stem: int = 32, deep: bool = True, block: Any = resnet.Bottleneck, **options: Any) -> nn.Module:
+def _vd(
+    depths: Sequence[int], *, stem: int = 32, deep: bool = True, block: Any = resnet.Bottleneck, **options: Any
+) -> nn.Module:
     """Residual network; `deep` gives the three-convolution stem and average-pooled shortcuts of the D variant."""
     if deep:
         options |= {"stem_type": "deep", "stem_width": stem, "avg_down": True}
     return resnet.ResNet(block, tuple(depths), **options)
-
 
 
 class SlimUnit(nn.Module):
@@ -62,6 +62,7 @@ class SlimUnit(nn.Module):
             self.shortcut = nn.Sequential(*layers, *([] if preactivated else [nn.BatchNorm2d(4 * width)]))
 
     def forward(self, x: Tensor) -> Tensor:
+        """Add the residual to the sub-sampled shortcut."""
         entered = x if self.before is None else self.before(x)
         shortcut = self.sampled(x) if self.shortcut is None else self.shortcut(entered)
         total = shortcut + self.residual(entered)
@@ -95,7 +96,9 @@ class AtrousSegmenter(nn.Module):
         self.branches = nn.ModuleList()
         if head == "pyramid":
             # At 512 x 1024 the features are 64 x 128; adaptive pooling to 3 and 6 has no ONNX operator.
-            self.pooled.extend(nn.Sequential(nn.AvgPool2d((64 // s, 128 // s)), _conv(2048, 512, 1)) for s in (1, 2, 3, 6))
+            self.pooled.extend(
+                nn.Sequential(nn.AvgPool2d((64 // s, 128 // s)), _conv(2048, 512, 1)) for s in (1, 2, 3, 6)
+            )
         elif head == "atrous":
             self.pooled.append(nn.Sequential(nn.AdaptiveAvgPool2d(1), _conv(2048, 512, 1)))
             self.branches.append(_conv(2048, 512, 1))
@@ -108,6 +111,7 @@ class AtrousSegmenter(nn.Module):
         self.merge = nn.Sequential(_conv(joined, 512, 3), nn.Conv2d(512, classes, 1))
 
     def forward(self, image: Tensor) -> Tensor:
+        """Class scores of every pixel, shape (N, classes, H, W)."""
         x = self.backbone(image)[-1]
         size = x.shape[-2:]
         parts = [x] if self.keep else []
@@ -116,18 +120,25 @@ class AtrousSegmenter(nn.Module):
         return functional.interpolate(self.merge(torch.cat(parts, 1)), size=image.shape[-2:], mode="bilinear")
 
 
-def _conv(c: int, k: int, r: int, *, stride: int = 1, dilation: int = 1, groups: int = 1, act: Any = nn.ReLU) -> nn.Module:
+def _conv(
+    c: int, k: int, r: int, *, stride: int = 1, dilation: int = 1, groups: int = 1, act: Any = nn.ReLU
+) -> nn.Module:
     same = dilation * (r // 2)
-    return nn.Sequential(
-        nn.Conv2d(c, k, r, stride, same, dilation, groups, bias=False), nn.BatchNorm2d(k), act()
-    )
+    return nn.Sequential(nn.Conv2d(c, k, r, stride, same, dilation, groups, bias=False), nn.BatchNorm2d(k), act())
 
 
 class SingleShot(nn.Module):
     """Single-shot detector: a list of stages, each followed by convolutions for boxes and class scores."""
 
     def __init__(
-        self, stages: Sequence[nn.Module], channels: Sequence[int], anchors: Sequence[int], classes: int, *, kernel: int, strides: Sequence[int]
+        self,
+        stages: Sequence[nn.Module],
+        channels: Sequence[int],
+        anchors: Sequence[int],
+        classes: int,
+        *,
+        kernel: int,
+        strides: Sequence[int],
     ) -> None:
         super().__init__()
         self.stages = nn.ModuleList(stages)
@@ -138,6 +149,7 @@ class SingleShot(nn.Module):
         self.outputs = classes + 4
 
     def forward(self, x: Tensor) -> Tensor:
+        """Boxes and scores of every anchor, shape (N, anchors, classes + 4)."""
         found = []
         for stage, head in zip(self.stages, self.heads, strict=True):
             x = stage(x)
@@ -154,10 +166,14 @@ def _ssd_resnet34() -> nn.Module:
     )
     extra = [(256, 256, 512), (512, 256, 512), (512, 128, 256), (256, 128, 256), (256, 128, 256)]
     stages = [first] + [
-        nn.Sequential(nn.Conv2d(c, w, 1), nn.ReLU(), nn.Conv2d(w, k, 3, 2 if i < 3 else 1, 1 if i < 3 else 0), nn.ReLU())
+        nn.Sequential(
+            nn.Conv2d(c, w, 1), nn.ReLU(), nn.Conv2d(w, k, 3, 2 if i < 3 else 1, 1 if i < 3 else 0), nn.ReLU()
+        )
         for i, (c, w, k) in enumerate(extra)
     ]
-    return SingleShot(stages, (256, 512, 512, 256, 256, 256), (4, 6, 6, 6, 4, 4), 81, kernel=3, strides=(3, 3, 2, 2, 2, 2))
+    return SingleShot(
+        stages, (256, 512, 512, 256, 256, 256), (4, 6, 6, 6, 4, 4), 81, kernel=3, strides=(3, 3, 2, 2, 2, 2)
+    )
 
 
 def _ssd_mobilenet(classes: int = 91) -> nn.Module:
@@ -171,7 +187,14 @@ def _ssd_mobilenet(classes: int = 91) -> nn.Module:
         nn.Sequential(_conv(c, w, 1, act=nn.ReLU6), _conv(w, k, 3, stride=2, act=nn.ReLU6))
         for c, w, k in ((1024, 256, 512), (512, 128, 256), (256, 128, 256), (256, 64, 128))
     ]
-    return SingleShot([first, second, *extra], (512, 1024, 512, 256, 256, 128), (3, 6, 6, 6, 6, 6), classes, kernel=1, strides=(1,) * 6)
+    return SingleShot(
+        [first, second, *extra],
+        (512, 1024, 512, 256, 256, 128),
+        (3, 6, 6, 6, 6, 6),
+        classes,
+        kernel=1,
+        strides=(1,) * 6,
+    )
 
 
 class _DenseResidual(nn.Module):
@@ -180,7 +203,8 @@ class _DenseResidual(nn.Module):
     def __init__(self, c: int = 64, growth: int = 32) -> None:
         super().__init__()
         self.blocks = nn.ModuleList(
-            nn.ModuleList(nn.Conv2d(c + i * growth, growth if i < 4 else c, 3, 1, 1) for i in range(5)) for _ in range(3)
+            nn.ModuleList(nn.Conv2d(c + i * growth, growth if i < 4 else c, 3, 1, 1) for i in range(5))
+            for _ in range(3)
         )
 
     def forward(self, x: Tensor) -> Tensor:
@@ -216,11 +240,16 @@ class Squad(nn.Module):
         from transformers import BertConfig, BertForQuestionAnswering
 
         config = BertConfig(
-            hidden_size=1024, num_hidden_layers=24, num_attention_heads=16, intermediate_size=4096, attn_implementation="eager"
+            hidden_size=1024,
+            num_hidden_layers=24,
+            num_attention_heads=16,
+            intermediate_size=4096,
+            attn_implementation="eager",
         )
         self.network = BertForQuestionAnswering(config)
 
     def forward(self, tokens: Tensor, mask: Tensor, segments: Tensor) -> Tensor:
+        """Start and end scores of every token, shape (N, tokens, 2)."""
         found = self.network(input_ids=tokens, attention_mask=mask, token_type_ids=segments)
         return torch.stack((found.start_logits, found.end_logits), -1)
 
@@ -242,7 +271,9 @@ def _shuffle_swish() -> nn.Module:
     return made
 
 
-def _image(name: str, family: str, lineage: str, source: str, build: Callable[[], nn.Module], height: int, width: int) -> None:
+def _image(
+    name: str, family: str, lineage: str, source: str, build: Callable[[], nn.Module], height: int, width: int
+) -> None:
     register(
         NetworkSpec(
             name=f"published.{name}",
