@@ -11,9 +11,10 @@ from perfpred.assemble import Origin, dataset_from_records
 from perfpred.corpus import Corpus
 from perfpred.dataset import Dataset
 from perfpred.errors import UsageError
-from perfpred.prepare import find_networks
+from perfpred.prepare import find_networks, load_filled
 from perfpred.raw import records
 from perfpred.unit import Plan, grid
+from perfpred.weights import bind_batch
 
 #: Flags that mean the same for trtexec 8 to 11, whatever its defaults.
 _TRTEXEC: Final = (
@@ -66,19 +67,21 @@ def calibration_selection(corpus: Corpus, count: int) -> str:
 
 
 def write_trtexec_script(paths: Sequence[Path], folder: Path) -> Path:
-    """Writes `measure.sh`, which builds and measures the graphs with trtexec and keeps what `import trtexec` reads."""
-    lines = [
-        "#!/usr/bin/env bash",
-        "# Needs trtexec on the PATH; weights are filled by the builder's own defaults.",
-        "set -u",
-    ]
+    """Fills exported graphs with random weights at batch 1 and writes `measure.sh`, which measures them with trtexec.
+
+    The script needs a POSIX shell and nothing else. A network that fails costs itself only; what the others leave is
+    packed into `results.tar`, which `perfpred import trtexec` reads.
+    """
+    lines = ["#!/bin/sh", "# Needs trtexec on the PATH.", 'cd "$(dirname "$0")" || exit 1']
     for path in paths:
-        name = shlex.quote(path.name)
+        path.write_bytes(bind_batch(load_filled(path), 1).SerializeToString())
         stem = shlex.quote(path.stem)
         lines.append(
-            f"trtexec --onnx={name} --fp16 --saveEngine={stem}.engine --profilingVerbosity=detailed {_TRTEXEC} "
-            f"--exportTimes={stem}.times.json --exportProfile={stem}.profile.json --exportLayerInfo={stem}.layers.json"
+            f"trtexec --onnx={shlex.quote(path.name)} --fp16 --saveEngine={stem}.engine "
+            f"--profilingVerbosity=detailed {_TRTEXEC} --exportTimes={stem}.times.json "
+            f"--exportProfile={stem}.profile.json --exportLayerInfo={stem}.layers.json || echo {stem} failed"
         )
+    lines.append("tar cf results.tar *.times.json *.profile.json *.layers.json")
     script = folder / "measure.sh"
     script.write_text("\n".join(lines) + "\n")
     script.chmod(0o755)
