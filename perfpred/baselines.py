@@ -288,7 +288,7 @@ class Bsp:
     SHARED_CYCLES = 5.0
 
     def _unscaled_s(self, instances: pd.DataFrame) -> Array:
-        width = instances["dtype"].map(dict(DTYPE_BITS)).fillna(32).to_numpy(float) / 8
+        width = instances["dtype"].map(dict(DTYPE_BITS)).astype(float).fillna(32).to_numpy() / 8
         threads = np.maximum(instances["output_bytes"].to_numpy(float) / width, 1.0)
         depth = np.maximum(instances["flops"].to_numpy(float) / 2 / threads, 1.0)
         product = instances["kind"].isin(_PRODUCTS).to_numpy()

@@ -28,6 +28,10 @@ VERSION: Final = 1
 #: What a baseline is calibrated within; smaller groups than `_FEWEST` rows, or none, take a fit on all rows.
 GRANULARITY: Final = ("runtime", "device", "precision", "latency_kind")
 _FEWEST: Final = 10
+#: What baselines read of a layer; the rest is left behind, since a dataset has millions of unfused nodes.
+_READ: Final = (
+    "structure", "layer_index", "kind", "dtype", "flops", "dram_bytes", "input_bytes", "output_bytes", "weight_bytes",
+)  # fmt: skip
 _NEAREST: Final = ("sm_count", "clock_hz", "dram_bytes_per_s", "peak_fp32", "peak_fp16")
 _SHOWN: Final = (
     "engine_id", "network", "network_id", "family", "lineage", "runtime", "device", "mode", "sm_count", "precision",
@@ -170,7 +174,8 @@ def baseline_columns(rows: Dataset, every: Sequence[Split], names: Sequence[str]
     latency_s = rows.engines["latency_s"].to_numpy(float)
     groups = cells(rows.engines, GRANULARITY).to_numpy()
     for level in ("node", "fused") if names else ():
-        instances = layer_instances(rows.engines, rows.layers_at(level))
+        instances = layer_instances(rows.engines, rows.layers_at(level)[list(_READ)])
+        instances = instances.astype(dict.fromkeys(("kind", "dtype", "precision"), "category"))  # quick to compare
         ends = np.searchsorted(instances["row"].to_numpy(), np.arange(len(rows.engines) + 1))
         parts: dict[str, list[np.ndarray]] = {name: [] for name in names}
         for split in every:
