@@ -12,6 +12,8 @@ un-optimised or on optimised latencies. Without reference data the GPU rows alon
 
 from __future__ import annotations
 
+import json
+import tempfile
 from pathlib import Path
 
 import numpy as np
@@ -20,8 +22,11 @@ from sklearn.ensemble import HistGradientBoostingRegressor
 from sklearn.model_selection import GroupKFold
 from written import RESULTS, gpu_datasets, gpu_engines, percent, reference_data, write
 
-from perfpred.plots import spreads
-from perfpred.published import lab_of
+from perfpred.dataset import Dataset
+from perfpred.plots import figure
+from perfpred.predictor import LatencyPredictor
+from perfpred.published import dataset_from_published, lab_of
+from perfpred.splits import subset
 
 SEED = 0
 PAIR = ["network", "family", "device", "batch_size", "unoptimised_s", "optimised_s"]
@@ -35,7 +40,8 @@ def published_pairs(folder: Path) -> pd.DataFrame:
     note = table["note"].fillna("")
     framework_ms = note.str.extract(r"(?:pytorch_ms=|tf_fp32=)([\d.]+)")[0].astype(float)
     table = table.assign(
-        comparison=table["source"].map(lab_of) + np.where(note.str.contains("tf_fp32"), ": TF FP32 to TF-TRT FP16", ": PyTorch to TensorRT"),
+        comparison=table["source"].map(lab_of)
+        + np.where(note.str.contains("tf_fp32"), ": TF FP32 to TF-TRT FP16", ": PyTorch to TensorRT"),
         unoptimised_s=framework_ms / 1e3,
         optimised_s=table["latency_ms"] / 1e3,
     )
@@ -47,7 +53,9 @@ def timm_pairs(folder: Path) -> pd.DataFrame:
     stem = folder / "pytorch_gpu_timm" / "benchmark-infer-amp-nchw-pt291-cu128-4090"
     key = ["model", "infer_img_size"]
     eager, compiled = (pd.read_csv(f"{stem}{part}.csv") for part in ("", "-dynamo"))
-    both = eager.merge(compiled[[*key, "infer_samples_per_sec", "infer_batch_size"]], on=key, suffixes=("", "_compiled"))
+    both = eager.merge(
+        compiled[[*key, "infer_samples_per_sec", "infer_batch_size"]], on=key, suffixes=("", "_compiled")
+    )
     both = both[both["infer_batch_size"] == both["infer_batch_size_compiled"]].reset_index(drop=True)
     return both.assign(
         comparison="timm: PyTorch eager to compiled",
@@ -100,6 +108,49 @@ def regressed(pairs: pd.DataFrame, label: str) -> np.ndarray:
     return np.exp(made)
 
 
+def torch2trt_dataset(folder: Path) -> tuple[Dataset, np.ndarray]:
+    """The TensorRT rows that have a PyTorch latency, with their graphs, and that latency, seconds."""
+    table = pd.read_csv(folder / "tensorrt_published.csv", dtype=str, keep_default_na=False)
+    with tempfile.TemporaryDirectory() as scratch:
+        path = Path(scratch) / "torch2trt.csv"
+        table[table["note"].str.contains("pytorch_ms=")].to_csv(path, index=False)
+        dataset = dataset_from_published(path)
+    note = dataset.engines["provenance_json"].map(lambda text: json.loads(text)["note"])
+    return dataset, note.str.extract(r"pytorch_ms=([\d.]+)")[0].astype(float).to_numpy() / 1e3
+
+
+def predicted(dataset: Dataset, latency_s: np.ndarray, level: str) -> np.ndarray:
+    """Latencies by predictors trained on other lineages, whose label is `latency_s`; shape (n_engines,)."""
+    labelled = Dataset(engines=dataset.engines.assign(latency_s=latency_s), layers=dataset.layers, times=dataset.times)
+    made = np.empty(len(latency_s))
+    for train, test in GroupKFold(5, shuffle=True, random_state=SEED).split(made, groups=dataset.engines["lineage"]):
+        predictor = LatencyPredictor(level=level, folds=0, seed=SEED).fit(subset(labelled, train))
+        asked = subset(labelled, test)
+        made[test] = predictor.predict_engines(asked.engines, asked.layers)
+    return made
+
+
+def misjudged_by_predictor(folder: Path) -> pd.DataFrame:
+    """Errors on TensorRT latency of the package's predictor, trained on PyTorch or on TensorRT."""
+    dataset, plain_s = torch2trt_dataset(folder)
+    engines = dataset.engines
+    measured = engines["latency_s"].to_numpy()
+    unoptimised = predicted(dataset, plain_s, "node")
+    rescaled = unoptimised.copy()
+    gain = pd.Series(np.log(plain_s / measured))
+    for (lineage, device), rows in engines.groupby(["lineage", "device"]):
+        others = (engines["lineage"] != lineage) & (engines["device"] == device)
+        rescaled[rows.index] /= np.exp(gain[others].median())
+    label = "torch2trt: PyTorch to TensorRT, both Jetsons"
+    return pd.DataFrame(
+        [
+            scored(label, "predictor trained on PyTorch", ape(unoptimised, measured)),
+            scored(label, "predictor trained on PyTorch / gain of other lineages", ape(rescaled, measured)),
+            scored(label, "predictor trained on TensorRT", ape(predicted(dataset, measured, "fused"), measured)),
+        ]
+    )
+
+
 def scored(comparison: str, what: str, error: np.ndarray) -> dict[str, object]:
     """One line of the table of misjudgements."""
     return {
@@ -141,7 +192,9 @@ def findings(pairs: pd.DataFrame, misjudgement: pd.DataFrame) -> list[str]:
     said = []
     for (comparison, device), part in pairs.groupby(["comparison", "device"]):
         families = part.groupby("family")["gain"].median()
-        families = families[part.groupby("family").size() >= 2] if (part["family"].value_counts() >= 2).any() else families
+        families = (
+            families[part.groupby("family").size() >= 2] if (part["family"].value_counts() >= 2).any() else families
+        )
         least, most = part.loc[part["gain"].idxmin()], part.loc[part["gain"].idxmax()]
         said.append(
             f"{comparison}, {device}: {len(part)} networks, median gain {part['gain'].median():.2f} times, from "
@@ -155,6 +208,17 @@ def findings(pairs: pd.DataFrame, misjudgement: pd.DataFrame) -> list[str]:
     return said
 
 
+def draw(pairs: pd.DataFrame) -> None:
+    """Boxes of the gain by comparison and device, whiskers at the 5th and 95th percentile."""
+    parts = {f"{' on '.join(key)} ({len(part)})": part["gain"] for key, part in pairs.groupby(["comparison", "device"])}
+    order = sorted(parts, key=lambda name: -parts[name].median())
+    with figure(RESULTS / "optimisation_gain.png", width=8, height=0.9 + 0.4 * len(order)) as axes:
+        axes.boxplot([parts[name] for name in order], orientation="horizontal", whis=(5, 95), sym="")
+        axes.axvline(1.0, color="grey", lw=0.8, ls="--")
+        axes.set_yticks(range(1, len(order) + 1), order, fontsize=8)
+        axes.set_xlabel("times as fast after optimisation")
+
+
 def main() -> None:
     """Compare, write and print."""
     folder = reference_data()
@@ -163,13 +227,9 @@ def main() -> None:
     pairs = pd.concat([part for part in (*parts, runtime_pairs()) if len(part)], ignore_index=True)
     pairs["gain"] = pairs["unoptimised_s"] / pairs["optimised_s"]
     misjudgement = misjudged(pairs, timm)
-    spreads(
-        RESULTS / "optimisation_gain.png",
-        pairs["gain"],
-        pairs["comparison"] + ", " + pairs["device"],
-        xlabel="un-optimised over optimised latency",
-        title="Gain by optimisation",
-    )
+    if folder:
+        misjudgement = pd.concat([misjudgement, misjudged_by_predictor(folder)], ignore_index=True)
+    draw(pairs)
     said = findings(pairs, misjudgement)
     write(
         "optimisation_gain",
