@@ -102,7 +102,7 @@ def _in_turn(corpus: Corpus) -> list[CorpusNetwork]:
 
 
 def main() -> None:
-    """Writes the four plans."""
+    """Writes the three plans."""
     corpus = Corpus.load()
     networks = _in_turn(corpus)
     families: dict[str, list[str]] = {}
