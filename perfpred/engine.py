@@ -329,7 +329,7 @@ def partition_from_engine(
     """Assigns each ONNX node that the engine names to one layer.
 
     A node named by several layers (an input copy and the convolution it feeds) goes to the first of those that is
-    not a generated kernel, else to the first. Nodes between the ends of a `{ForeignNode[a...b]}` that no other layer
+    not a generated kernel, else to the first that reads anything. Nodes between the ends of a `{ForeignNode[a...b]}` that no other layer
     names belong to that layer.
 
     Returns:
@@ -352,7 +352,7 @@ def partition_from_engine(
             if name is None:
                 continue
             held = owner.get(name)
-            if held is None or (_yields(layers[held]) and not _yields(layer)):
+            if held is None or _claim(layer) > _claim(layers[held]):
                 owner[name] = index
     for index, first, last in spans:
         for node in network.nodes[first : last + 1]:
@@ -364,8 +364,11 @@ def partition_from_engine(
     return [(layer, tuple(nodes)) for layer, nodes in zip(layers, members, strict=True)]
 
 
-def _yields(layer: EngineLayer) -> bool:
-    return layer.role == "noop" or layer.layer_type == "kgen"
+def _claim(layer: EngineLayer) -> int:
+    """How well a layer that names a node stands for it: a layer that reads nothing only makes constants."""
+    if layer.role == "noop" or not layer.inputs:
+        return 0
+    return 1 if layer.layer_type == "kgen" else 2
 
 
 def layers_from_engine(layers: Sequence[EngineLayer], network: Network) -> list[Layer]:

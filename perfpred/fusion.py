@@ -25,7 +25,7 @@ from perfpred.grouping import Unit, absorb_units, chain_units, free_units, regio
 from perfpred.layer import Layer, Node, TensorSpec
 from perfpred.neighbours import Graph
 from perfpred.network import Network
-from perfpred.patterns import Absorb, Chain, Region, RuleSet, Siblings, words_used
+from perfpred.patterns import Absorb, Chain, Region, RuleSet, Siblings, Word, compile_word, words_used
 from perfpred.rules import RULE_SETS
 
 
@@ -88,7 +88,10 @@ def fuse(network: Network, rules: str | RuleSet) -> list[Layer]:
     for u, unit in enumerate(units):
         for i in unit.members:
             owner[i] = u
+    copies = [(compile_word(a), compile_word(b)) for a, b in rule_set.copies]
     for u, unit in enumerate(units):
+        if copies:
+            found.extend(_border(nodes[p].outputs[0], "for") for p in _copied(graph, units, owner, u, copies))
         written = set()
         for i in unit.members:
             if i in graph.returned or any(owner[c] != u for c in graph.consumers[i]):
@@ -98,6 +101,20 @@ def fuse(network: Network, rules: str | RuleSet) -> list[Layer]:
     if rule_set.borders:
         found.extend(_border(t, "output") for t in network.outputs if _is_image(t))
     return found
+
+
+def _copied(
+    graph: Graph, units: Sequence[Unit], owner: Sequence[int], u: int, copies: Sequence[tuple[Word, Word]]
+) -> set[int]:
+    """Nodes whose result a unit reads in another format than the one it was written in."""
+    return {
+        p
+        for source, target in copies
+        for i in units[u].members
+        if target.matches(graph.labels[i])
+        for p in graph.producers[i]
+        if owner[p] != u and any(source.matches(graph.labels[m]) for m in units[owner[p]].members)
+    }
 
 
 def _read_outside(network: Network, node: Node, inside: Collection[str], returned: Collection[str]) -> list[str]:

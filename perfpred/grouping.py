@@ -166,8 +166,8 @@ def region_units(graph: Graph, units: list[Unit], rule: Region) -> list[Unit]:
     """Units after those a region allows were joined with their neighbours on the same level."""
     word = compile_word(rule.pattern)
     cuts = tuple((compile_word(a), compile_word(b)) for a, b in rule.cuts)
-    eligible = [all(word.matches(graph.labels[m]) for m in unit.members) for unit in units]
-    reducing = [any(_REDUCING.intersection(graph.labels[m]) for m in unit.members) for unit in units]
+    eligible = [not unit.rule and word.matches(graph.labels[unit.members[0]]) for unit in units]
+    reducing = [not _REDUCING.isdisjoint(graph.labels[unit.members[-1]]) for unit in units]
     owner = _owners(graph, units)
     level, depth = [0] * len(units), [0] * len(units)
     sources: list[list[int]] = []
@@ -177,6 +177,7 @@ def region_units(graph: Graph, units: list[Unit], rule: Region) -> list[Unit]:
         sources.append(feeding)
         for p in feeding:
             joined = eligible[u] and eligible[p] and not (cuts and _cut(graph, units[p], unit, cuts))
+            joined = joined and not (reducing[p] and _spreads(graph, units[p], unit))
             level[u] = max(level[u], level[p] + (not joined))
             if not joined:
                 borders.add((p, u))
@@ -230,6 +231,14 @@ def _sink(
         homes = {_root(parent, u) for u in readers[r]}
         if r not in fixed and len(homes) == 1:
             parent[r] = homes.pop()
+
+
+def _spreads(graph: Graph, producer: Unit, consumer: Unit) -> bool:
+    """Whether a reduction's result is used on more elements than it came from, which takes a launch of its own."""
+    last = max(producer.members)
+    if "reduction" not in graph.labels[last]:
+        return False
+    return graph.sizes[min(consumer.members)] > max((t.elements for t in graph.nodes[last].activations), default=0)
 
 
 def _cut(graph: Graph, producer: Unit, consumer: Unit, cuts: Iterable[tuple[Word, Word]]) -> bool:

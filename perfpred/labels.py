@@ -46,7 +46,6 @@ _PLAIN: Final[Mapping[str, str]] = {
     "SimplifiedLayerNormalization": "rmsnorm norm",
     "RMSNormalization": "rmsnorm norm",
     "GroupNormalization": "groupnorm norm",
-    "InstanceNormalization": "instancenorm norm",
     "LpNormalization": "norm",
     "LRN": "lrn",
     "MaxPool": "maxpool pool",
@@ -129,6 +128,7 @@ _FIXED: Final[dict[str, Labels]] = {
     **{op: _set("unary pointwise") for op in _UNARY},
     **{op: _set("compare pointwise") for op in _COMPARE},
     **{op: _set("view") for op in _VIEWS},
+    "Reshape": _set("view reshape"),
     **{op: _set("nothing view") for op in _NOTHING},
 }
 
@@ -150,12 +150,15 @@ def _conv_words(kind: str, pointwise: bool, vector: bool) -> Labels:
 def _product(node: Node) -> Labels:
     second = node.inputs[1]
     if second is not None and second.constant:
-        return _CONSTANT_PRODUCT
+        return _CONSTANT_PRODUCT if len(node.outputs[0].shape) > 2 else _FLAT_PRODUCT
     return _BATCHED_PRODUCT if math.prod(node.outputs[0].shape[:-2]) > 1 else _ACTIVATION_PRODUCT
 
 
 _CONSTANT_PRODUCT: Final = _set("gemm fc anchor")
+_FLAT_PRODUCT: Final = _set("gemm fc anchor flat")
 _ACTIVATION_PRODUCT: Final = _set("gemm matmul anchor")
+#: A sum over more than rows and columns and one batch axis.
+_DEEP: Final = _set("deep")
 _BATCHED_PRODUCT: Final = _set("gemm matmul anchor batched")
 _BINARY_LABELS: Final = {
     op: (
@@ -174,7 +177,9 @@ def _binary(node: Node) -> Labels:
     if len(operands) < 2:
         return scalar if all(t.elements == 1 for t in node.weights) else withconst
     first = operands[0].shape
-    return both if all(t.shape == first for t in operands) else broadcast
+    if any(t.shape != first for t in operands):
+        return broadcast
+    return both | _DEEP if len(first) > 3 and "add" in both else both
 
 
 def _reduce(node: Node) -> Labels:
@@ -195,9 +200,16 @@ def _transpose(node: Node) -> Labels:
     moved = [d for d in perm if node.activations[0].shape[d] != 1] if node.activations else []
     if moved and moved == sorted(moved):
         return _VIEW
+    if tuple(perm) in _LAYOUTS:
+        return _LAYOUT
     if tuple(perm[-2:]) != (len(perm) - 1, len(perm) - 2) or tuple(perm[:-2]) != tuple(range(len(perm) - 2)):
         return _TRANSPOSE
     return _SWAP if len(perm) <= 3 else _LAST_SWAP
+
+
+def _instance_norm(node: Node) -> Labels:
+    shape = node.outputs[0].shape
+    return _INSTANCE_NORM if len(shape) > 1 and shape[1] > 1 else _WHOLE_NORM
 
 
 def _cast(node: Node) -> Labels:
@@ -222,7 +234,12 @@ _UNROLLED: Final = 8
 _SMALL: Final = 64
 _VIEW: Final = _set("view")
 _NOTHING_LABELS: Final = _set("nothing view")
-_SWAP: Final = _set("transpose swap lastswap move")
+_SWAP: Final = _set("transpose swap lastswap layout move")
+#: Between channels first and channels last.
+_LAYOUTS: Final = {(0, 2, 3, 1), (0, 3, 1, 2), (0, 2, 3, 4, 1), (0, 4, 1, 2, 3)}
+_LAYOUT: Final = _set("transpose layout move")
+_INSTANCE_NORM: Final = _set("instancenorm norm")
+_WHOLE_NORM: Final = _set("instancenorm whole norm")
 _LAST_SWAP: Final = _set("transpose lastswap move")
 _TRANSPOSE: Final = _set("transpose move")
 _OTHER: Final = _set("other")
@@ -231,6 +248,7 @@ _BY_NODE: Final[dict[str, Callable[[Node], Labels]]] = {
     "MatMul": _product,
     "Gemm": _product,
     "Transpose": _transpose,
+    "InstanceNormalization": _instance_norm,
     "Cast": _cast,
     **dict.fromkeys(_BINARY, _binary),
     **dict.fromkeys(_REDUCTIONS, _reduce),

@@ -14,7 +14,11 @@ from perfpred.layer import Node
 _ABSORBING: Final = frozenset({"anchor", "bn", "bias"})
 _MOVED: Final = frozenset({"view", "transpose"})
 _RENAMED: Final = frozenset({"view", "split"})
-_SPLITTING: Final = frozenset({"split", "conv"})
+#: Rank up to which a product's rows are not tiled again.
+_ROWS_RANK: Final = 3
+_BUSY: Final = frozenset({"slice", "reduction"})
+_NATIVE: Final = frozenset({"relu", "clip", "tanh", "sigmoid"})
+_SPLITTING: Final = frozenset({"split", "slice", "conv"})
 #: What keeps ONNX Runtime's blocked layout when all its inputs have it.
 _THROUGH: Final = frozenset(
     {"act", "add", "mul", "bn", "erf", "scalar", "pool", "gpool", "concat", "nothing", "resize"}
@@ -84,12 +88,15 @@ def _gate(graph: Graph) -> None:
 
 
 def _reduced(graph: Graph) -> None:
-    """`reduced`: a reduction reads it."""
+    """`reduced`: a reduction reads it, alone or through elementwise work that no product does by itself."""
     word = frozenset({"reduced"})
-    for i, labels in enumerate(graph.labels):
-        if "reduction" in labels:
+    for i in range(len(graph.nodes) - 1, -1, -1):
+        labels = graph.labels[i]
+        through = "reduced" in labels and "pointwise" in labels and _NATIVE.isdisjoint(labels)
+        if through or "reduction" in labels:
             for p in graph.producers[i]:
-                graph.add(p, word)
+                if not through or len(graph.consumers[p]) == 1:
+                    graph.add(p, word)
 
 
 def _normed(graph: Graph) -> None:
@@ -104,19 +111,40 @@ def _normed(graph: Graph) -> None:
 
 
 def _heads(graph: Graph) -> None:
-    """`heads`: the bias of a product that is transposed and then split or convolved, and that split."""
-    word = frozenset({"heads"})
+    """`heads`: the bias of a product that is split, or transposed and then convolved; `parts`: a split by transposing.
+
+    The parts of a transposed product are computed one by one, each with its share of the bias, where nothing but
+    scaling and products follow.
+    """
     for i, labels in enumerate(graph.labels):
-        if not _SPLITTING.isdisjoint(labels) and graph.producers[i] and graph.producers[i][0] != i:
-            p = graph.upstream(i, _MOVED)
-            if "bias" not in graph.labels[p] or not any("fc" in graph.labels[q] for q in graph.producers[p]):
+        if _SPLITTING.isdisjoint(labels) or not graph.producers[i]:
+            continue
+        p = graph.upstream(i, _MOVED)
+        if "bias" not in graph.labels[p] or not any("fc" in graph.labels[q] for q in graph.producers[p]):
+            continue
+        step, moved = graph.producers[i][0], False
+        while step != p:
+            moved = moved or "transpose" in graph.labels[step]
+            step = graph.producers[step][0]
+        if "split" in labels and moved:
+            readers = {r for c in graph.consumers[i] for r in (c, *graph.consumers[c])}
+            busy = any(not _BUSY.isdisjoint(graph.labels[r]) for r in readers)
+            if busy or len(graph.nodes[p].outputs[0].shape) > _ROWS_RANK:
                 continue
-            step = graph.producers[i][0]
-            while step != p and "transpose" not in graph.labels[step]:
-                step = graph.producers[step][0]
-            if step != p:
-                graph.add(i, word)
-                graph.add(p, word)
+            graph.add(i, frozenset({"parts"}))
+        if "conv" in labels or "slice" in labels:
+            moved = moved == ("conv" in labels)
+        if "split" in labels or moved:
+            graph.add(p, frozenset({"heads"}))
+
+
+def _resized(graph: Graph) -> None:
+    """`resized`: reads an enlarged map."""
+    word = frozenset({"resized"})
+    for i, labels in enumerate(graph.labels):
+        if "resize" in labels:
+            for c in graph.consumers[i]:
+                graph.add(c, word)
 
 
 def _permuted(graph: Graph) -> None:
@@ -158,7 +186,8 @@ CONTEXT: Final[dict[str, Callable[[Graph], None]]] = {
     "gate": _gate,
     "reduced": _reduced,
     "normed": _normed,
-    "heads": _heads,
+    "heads": _heads,  # adds `parts` too
+    "resized": _resized,
     "permuted": _permuted,
     "blocked": _blocked,
 }

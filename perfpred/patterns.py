@@ -85,12 +85,14 @@ class RuleSet:
         name: Name for `fuse`.
         rules: Chains first match first, then siblings, then regions.
         borders: Whether the engine copies every image input and output between its own layout and the caller's.
+        copies: Pairs of steps: where a group that holds the first feeds a node of the second, a copy changes format.
         free: Words of nodes that make no layer of their own, as their result is the input's memory.
     """
 
     name: str
     rules: tuple[Rule, ...]
     borders: bool = False
+    copies: tuple[tuple[str, str], ...] = ()
     free: tuple[str, ...] = ("view",)
 
 

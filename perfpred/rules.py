@@ -16,18 +16,23 @@ _RECORDED: Final = "recorded TensorRT 8.x engines"
 _ORT: Final = "ONNX Runtime graph optimisations, onnxruntime.ai"
 _ORT_CPU: Final = "ONNX Runtime 1.31 optimised models, CPU provider"
 _ORT_CUDA: Final = "ONNX Runtime source, core/optimizer, CUDA provider"
-_ACT: Final = "relu|clip|leaky|sigmoid|tanh|elu|softplus|hardsigmoid|hardswish"
+_ACT: Final = "relu|clip|leaky|sigmoid|tanh|hardsigmoid"
 
 _ATTENTION: Final = (
     "matmul&batched scale* bias* add|badd|bias|sub|bsub|where|view* cast* softmax cast* matmul transpose?"
 )
+
+#: Elementwise work that a product does on its result; what a reduction reads and what is computed in branches is not.
+_EPILOGUE: Final = "pointwise&!hardsigmoid&!reduced&!prelu&!softplus"
+_GROUP_NORM: Final = "view instancenorm&!whole view scale bias pointwise&!add&!broadcast*"
 
 _ORT_SHARED: Final = (
     Chain(name="quick-gelu", pattern="sigmoid mul&gate", source=_ORT),
     Chain(name="gelu", pattern="scale erf bias mul scale", source=_ORT),
     Chain(name="gelu", pattern="scale scale erf bias mul", source=_ORT),
     Chain(name="scaled-matmul", pattern="matmul scalar&scale", source=_ORT),
-    Absorb(name="scaled-matmul", pattern="scalar&scale|lastswap&!permuted", source=_ORT, into="matmul"),
+    Absorb(name="transposed-matmul", pattern="lastswap&!permuted", source=_ORT, into="matmul"),
+    Absorb(name="scaled-matmul", pattern="scalar&scale", source=_ORT, into="matmul"),
     Chain(name="skip-layer-norm", pattern="add bias? layernorm|rmsnorm", source=_ORT),
 )
 
@@ -58,6 +63,7 @@ TENSORRT: Final = RuleSet(
 TENSORRT_RTX: Final = RuleSet(
     name="tensorrt-rtx",
     borders=True,
+    copies=(("conv|deconv|pool", "reduction&!small|instancenorm&!whole"),),
     rules=(
         Chain(
             name="attention",
@@ -65,16 +71,23 @@ TENSORRT_RTX: Final = RuleSet(
             source=_SEEN,
             resize=True,
         ),
-        Chain(name="conv-epilogue", pattern="conv relu|clip|pointwise&!hardsigmoid&!reduced*", source=_SEEN),
-        Chain(name="gemm-epilogue", pattern="gemm pointwise&!heads&!normed|swap*", source=_SEEN, open=True),
+        Chain(name="group-norm", pattern=_GROUP_NORM, source=_SEEN),
+        Chain(name="conv-epilogue", pattern=f"conv relu|clip|tanh|sigmoid|{_EPILOGUE}*", source=_SEEN),
+        Chain(name="gemm-epilogue", pattern="gemm pointwise&!heads&!normed&!deep|swap*", source=_SEEN, open=True),
         Siblings(name="sibling-gemms", pattern="fc", source=_SEEN),
-        Absorb(name="transpose-conv", pattern="transpose|view", source=_SEEN, into="conv"),
+        Absorb(name="transpose-conv", pattern="layout|view", source=_SEEN, into="conv"),
         Absorb(name="transposed-gemm", pattern="swap", source=_SEEN, into="fc"),
         Region(
             name="generated-kernel",
             pattern="pointwise|norm|reduction|softmax|move|view|resize",
             source=_SEEN,
-            cuts=(("norm", "move|view"), ("hardswish", "gpool&!small"), ("heads&split", "move|view")),
+            cuts=(
+                ("norm", "move|view"),
+                ("instancenorm", "pointwise"),
+                ("hardswish", "gpool&!small"),
+                ("parts", "move|view|pointwise"),
+                ("resized", "resized"),
+            ),
         ),
     ),
 )
@@ -84,13 +97,14 @@ ONNXRUNTIME: Final = RuleSet(
     rules=(
         Chain(
             name="conv-activation",
-            pattern=f"conv bn? scale? bias? add&blocked? {_ACT}?",
+            pattern=f"conv bn? scale? bias? add&blocked? {_ACT}|hardswish&blocked?",
             source=_ORT_CPU,
             operand="first",
         ),
         Chain(name="bn-as-conv", pattern="bn&blocked add&blocked? relu?", source=_ORT_CPU, operand="first"),
-        Chain(name="fc-bias-activation", pattern=f"fc bias? {_ACT}?", source=_ORT),
-        Chain(name="reshapes", pattern="view view*", source=_ORT_CPU),
+        Chain(name="fc-bias-activation", pattern=f"fc&flat bias? {_ACT}", source=_ORT),
+        Chain(name="fc-bias", pattern="fc bias?", source=_ORT),
+        Chain(name="reshapes", pattern="reshape reshape*", source=_ORT_CPU),
         *_ORT_SHARED,
         Siblings(name="slices-to-split", pattern="slice", source=_ORT_CPU),
     ),

@@ -152,7 +152,21 @@ CASES = [
         CONV + "p MaxPool conv -> 1,32,8,8\nbn BatchNormalization p %32 -> 1,32,8,8\nr Relu bn -> 1,32,8,8",
         "bn r",
     ),
-    ("onnxruntime", "fc-bias-activation", FC + f"b Add fc %64 -> {ROWS}\nr Tanh b -> {ROWS}", "fc b r"),
+    ("onnxruntime", "fc-bias-activation", "x in 4,64\nfc Gemm x %64,64 -> 4,64\nr Tanh fc -> 4,64", "fc r"),
+    ("onnxruntime", "fc-bias", FC + f"b Add fc %64 -> {ROWS}\nr Tanh b -> {ROWS}", "fc b"),
+    (
+        "onnxruntime",
+        "transposed-matmul",
+        "q in 1,4,16,8\nk in 1,4,16,8\nt Transpose k -> 1,4,8,16 perm=0,1,3,2\ns MatMul q t -> 1,4,16,16",
+        "t s",
+    ),
+    (
+        "tensorrt-rtx",
+        "group-norm",
+        f"x in {MAP}\na Reshape x -> 1,8,1024\nn InstanceNormalization a %8 %8 -> 1,8,1024\nb Reshape n -> {MAP}\n"
+        f"s Mul b %32,1,1 -> {MAP}\nt Add s %32,1,1 -> {MAP}\nr Relu t -> {MAP}",
+        "a n b s t r",
+    ),
     ("onnxruntime", "reshapes", f"x in {ROWS}\na Reshape x -> 16,64\nb Reshape a -> 4,4,64", "a b"),
     ("onnxruntime", "quick-gelu", CONV + f"p MaxPool conv -> {MAP}\ns Sigmoid p -> {MAP}\nm Mul p s -> {MAP}", "s m"),
     (
@@ -239,6 +253,28 @@ def test_sum_of_two_products_joins_the_one_the_runtime_takes() -> None:
     text = CONV + f"two Conv x %32,32,1,1 -> {MAP}\nadd Add conv two -> {MAP}"
     assert "two add" in fused(network(text), "tensorrt")
     assert "conv add" in fused(network(text), "onnxruntime")
+
+
+def test_rtx_computes_an_activation_where_its_mean_is_taken() -> None:
+    silu = CONV + f"s Sigmoid conv -> {MAP}\nm Mul conv s -> {MAP}\n"
+    pooled = network(silu + "g GlobalAveragePool m -> 1,32,1,1", outputs="m g")
+    assert list(fused(pooled, "tensorrt-rtx")) == ["conv", "s m g"]
+    assert list(fused(network(silu), "tensorrt-rtx")) == ["conv s m"]
+
+
+def test_rtx_leaves_the_bias_of_a_split_product_to_its_parts() -> None:
+    text = f"x in {ROWS}\nfc MatMul x %64,96 -> 1,16,96\nb Add fc %96 -> 1,16,96\n"
+    split = network(
+        text + "r Reshape b -> 1,16,3,32\nt Transpose r -> 3,1,16,32 perm=2,0,1,3\np Split t -> 1,1,16,32\n"
+        "m Mul p % -> 1,1,16,32"
+    )
+    assert list(fused(split, "tensorrt-rtx"))[:2] == ["fc", "b r t p"]
+    assert "fc b" in fused(network(text), "tensorrt-rtx")
+
+
+def test_copies_between_formats_are_layers() -> None:
+    net = network(CONV + f"r Relu conv -> {MAP}\ng GlobalAveragePool r -> 1,32,1,1\nout Mul r g -> {MAP}")
+    assert [layer.rule for layer in fuse(net, "tensorrt-rtx")].count("border") == 3
 
 
 def test_views_belong_to_what_computes_them() -> None:
