@@ -15,6 +15,7 @@ import pytest
 from made import dataset
 
 import perfpred
+from perfpred import stages
 from perfpred.dataset import Dataset
 from perfpred.device import Device, load_device
 from perfpred.errors import FormatError
@@ -87,21 +88,25 @@ def test_json_files(kind: str, tmp_path: Path) -> None:
             read(path)
 
 
-def test_predictor_folders_survive_no_cut(tmp_path: Path) -> None:
+def test_predictor_folders_survive_no_cut(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(stages, "_FEWEST_ENGINES", 20)  # so that there are trees to be cut
     LatencyPredictor(folds=0).fit(dataset()).save(tmp_path / "p")
     manifest = tmp_path / "p" / "manifest.json"
     content = json.loads(manifest.read_text())
-    for key in ("stages", "transfers", "residuals", "contrast", "facts", "name"):
+    for key in ("stages", "transfers", "residuals", "contrast", "facts", "name", "level", "drop", "seed"):
         manifest.write_text(json.dumps({k: v for k, v in content.items() if k != key}))
         with pytest.raises(FormatError, match="train the predictor again"):
             LatencyPredictor.load(tmp_path / "p")
     manifest.write_text(json.dumps(content))
     trees = tmp_path / "p" / "engine.ubj"
     whole = trees.read_bytes()
-    for cut in (0, 1, len(whole) // 2, len(whole) - 1):
-        trees.write_bytes(whole[:cut])
-        with pytest.raises(FormatError, match=r"engine.ubj"):
+    for damaged in (b"", whole[:1], whole[: len(whole) // 2], whole[:-1], bytes(len(whole))):
+        trees.write_bytes(damaged)
+        with pytest.raises(FormatError, match=r"engine.ubj: is damaged"):
             LatencyPredictor.load(tmp_path / "p")
+    trees.unlink()
+    with pytest.raises(FormatError, match=r"engine.ubj: is missing"):
+        LatencyPredictor.load(tmp_path / "p")
 
 
 def test_regressor_folders(tmp_path: Path) -> None:

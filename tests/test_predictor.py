@@ -181,12 +181,5 @@ def test_damaged_folders_are_refused(tmp_path: Path) -> None:
     manifest.write_text("{")
     with pytest.raises(FormatError, match="is not JSON"):
         LatencyPredictor.load(tmp_path / "p")
-    manifest.write_text(json.dumps(whole))
-    (tmp_path / "p" / "engine.ubj").write_bytes(b"\x00" * 40)
-    with pytest.raises(FormatError, match=r"engine.ubj: is damaged"):
-        LatencyPredictor.load(tmp_path / "p")
-    (tmp_path / "p" / "engine.ubj").unlink()
-    with pytest.raises(FormatError, match=r"engine.ubj: is missing"):
-        LatencyPredictor.load(tmp_path / "p")
     with pytest.raises(FormatError, match=r"holds no manifest.json"):
         LatencyPredictor.load(tmp_path / "nowhere")
