@@ -171,7 +171,7 @@ def _time_rows(record: Mapping[str, Any], nodes: Mapping[str, str]) -> list[dict
         kernels = pd.DataFrame({k: traced[k] for k in ("name", "time_s", "node")})
         kernels = kernels[kernels["node"].notna()]
         grouped = kernels.groupby("node", sort=False)
-        entries = [
+        entries: list[dict[str, Any]] = [
             {
                 "name": str(node),
                 "time_s": float(part["time_s"].sum()),

@@ -107,22 +107,18 @@ def collect(
                 task, completed=progress.done, note=f"{progress.failed} failed, {progress.rows_per_minute:.0f}/min"
             )
 
-        if cluster:
-            from perfpred.cluster import run_on_cluster
-
-            run_on_cluster(asked, sources, folder, cluster, report=shown, retry_failed=retry_failed)
-        else:
-            run_plan(
-                asked,
-                sources,
-                folder,
-                gpus=gpus,
-                cuda=cuda,
-                cores=cores,
-                deadline_s=deadline,
-                retry_failed=retry_failed,
-                report=shown,
-            )
+        run_plan(
+            asked,
+            sources,
+            folder,
+            gpus=gpus,
+            cuda=cuda,
+            cores=cores,
+            deadline_s=deadline,
+            retry_failed=retry_failed,
+            cluster=cluster,
+            report=shown,
+        )
     made = finish(folder, sources, known)
     good = len(made.good)
     out.print(f"{folder}: {good} engines measured, {len(made.engines) - good} failed; `perfpred dataset show {folder}`")

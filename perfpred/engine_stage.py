@@ -50,6 +50,7 @@ class _Layers:
 
     counts: csr_matrix
     classes: Array
+    launches: Array
     compute_s: Array
     memory_s: Array
     compute_size: Array
@@ -91,6 +92,9 @@ def _layers(instances: pd.DataFrame, n_engines: int) -> _Layers:
     outputs = np.maximum(u["output_bytes"].to_numpy() * 8 / bits / 1024, 1.0)
     blocks = np.where(np.isnan(u["m"]), outputs, np.ceil(m / 64) * np.ceil(n / 64) * groups)
     waves = blocks / u["sm_count"].to_numpy()
+    # A recurrent layer is a launch per time step: its work over that of one step.
+    steps = u["flops"].to_numpy() / np.maximum(2 * m * n * k * groups, 1.0)
+    launches = np.where((u["kind"] == "recurrent").to_numpy(), np.maximum(steps, 1.0), 1.0)
     dram, bandwidth = np.maximum(u["dram_bytes"].to_numpy(), 1.0), u["dram_bytes_per_s"].to_numpy()
     square = (u["r"] == 3) & (u["stride"] == 1) & (groups == 1)
     compute_size = np.column_stack(
@@ -109,6 +113,7 @@ def _layers(instances: pd.DataFrame, n_engines: int) -> _Layers:
     return _Layers(
         counts=counts,
         classes=codes,
+        launches=launches,
         compute_s=u["flops"].to_numpy() / rate + 1e-12,
         memory_s=u["dram_bytes"].to_numpy() / bandwidth + 1e-12,
         compute_size=compute_size.astype(float),
@@ -322,8 +327,8 @@ def _layer_times(layers: _Layers, p: Mapping[str, Array]) -> tuple[Array, Array,
     share = 1 / (1 + np.exp(np.clip(_SHARPNESS * (log_memory - log_compute), -500, 500)))
     longer = np.maximum(log_compute, log_memory)
     excess = np.log1p(np.exp(-_SHARPNESS * np.abs(log_compute - log_memory))) / _SHARPNESS
-    launch = _START["launch_s"] * np.exp(common[2] + p["launch"][layers.classes] + layers.device @ p["launch_device"])
-    return np.exp(longer + excess), launch, share
+    one = _START["launch_s"] * np.exp(common[2] + p["launch"][layers.classes] + layers.device @ p["launch_device"])
+    return np.exp(longer + excess), one * layers.launches, share
 
 
 class _Objective:

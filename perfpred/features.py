@@ -76,7 +76,9 @@ def bound_s(layers: pd.DataFrame) -> pd.DataFrame:
 
 def _log(values: pd.Series | np.ndarray) -> np.ndarray:
     """log1p of sizes; an absent size is NaN, which the tree learners treat as missing."""
-    return np.log1p(pd.to_numeric(pd.Series(np.asarray(values, dtype=object))).to_numpy(float, na_value=np.nan))
+    numbers = pd.to_numeric(pd.Series(np.asarray(values, dtype=object))).to_numpy(float, na_value=np.nan)
+    made: np.ndarray = np.log1p(numbers)
+    return made
 
 
 def layer_features(layers: pd.DataFrame) -> pd.DataFrame:
