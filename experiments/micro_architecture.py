@@ -111,9 +111,10 @@ def engine_ratios(datasets: Mapping[str, Dataset]) -> pd.DataFrame:
 
 
 def waterfalls(layers: pd.DataFrame) -> pd.DataFrame:
-    """Layers of the first six of `KNOWN` that were profiled on a whole GPU, in graph order."""
+    """Layers of six networks profiled on a whole GPU, those of `KNOWN` first, in graph order."""
     whole = layers[layers["sm_count"] == layers["sm_count"].max()]
-    chosen = [name for name in KNOWN if (whole["network"] == name).any()][:6]
+    there = list(dict.fromkeys(whole["network"]))
+    chosen = [*(name for name in KNOWN if name in there), *(name for name in there if name not in KNOWN)][:6]
     parts = []
     for name in chosen:
         part = whole[whole["network"] == name]
@@ -148,7 +149,7 @@ def draw(layers: pd.DataFrame) -> None:
             panel.set_ylabel("layer", fontsize=8)
             panel.tick_params(labelsize=7)
             if place == 0:
-                for colour, kind in zip(COLOURS, [*kinds, "other kinds"], strict=True):
+                for colour, kind in zip((*COLOURS[: len(kinds)], COLOURS[5]), [*kinds, "other kinds"], strict=True):
                     panel.plot([], [], color=colour, lw=3, label=kind)
                 panel.legend(fontsize=6, frameon=False)
 

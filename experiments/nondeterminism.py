@@ -305,7 +305,7 @@ def main() -> None:
     without = parser.parse_args().no_builds
     labels = trained()
     said = said_of_labels(labels)
-    tables = {"Digits by precision, optimiser and batch size": labels}
+    tables = {"Digits by precision, optimiser, batch size and noise": labels}
     figures = []
     datasets = gpu_datasets()
     if datasets:

@@ -25,7 +25,6 @@ def write(
     tables: Mapping[str, pd.DataFrame],
     findings: list[str],
     figures: list[str],
-    folder: Path = RESULTS,
     most: int = 16,
 ) -> None:
     """Writes `NAME.csv`, `NAME.json` and `NAME.md`.
@@ -36,23 +35,21 @@ def write(
         tables: By caption; the first is the CSV, the text shows the others and at most `most` rows of each.
         findings: Sentences whose numbers come from the tables.
         figures: PNG files beside the text.
-        folder: Where to.
         most: Rows a table of the text has at most.
     """
-    folder.mkdir(parents=True, exist_ok=True)
     command = f"python experiments/{name}.py"
     first = next(iter(tables.values()))
-    first.to_csv(folder / f"{name}.csv", index=False, float_format="%.6g")
+    first.to_csv(RESULTS / f"{name}.csv", index=False, float_format="%.6g")
     about = {"format": FORMAT, "version": VERSION, "title": title, "command": command, "findings": findings}
     records = {caption: json.loads(table.to_json(orient="records")) for caption, table in tables.items()}
     found = {**about, "figures": figures, "tables": records}
-    (folder / f"{name}.json").write_text(json.dumps(found, indent=1) + "\n", encoding="utf-8")
+    (RESULTS / f"{name}.json").write_text(json.dumps(found, indent=1) + "\n", encoding="utf-8")
     lines = [f"# {title}", "", f"`{command}`", "", *(f"* {sentence}" for sentence in findings), ""]
     lines += [f"![{title}]({figure})\n" for figure in figures]
     for caption, table in list(tables.items())[1:]:
         lines += [f"**{caption}**" + (f" (first {most} of {len(table)})" if len(table) > most else ""), ""]
         lines += [*markdown(table.head(most)), ""]
-    (folder / f"{name}.md").write_text("\n".join(lines), encoding="utf-8")
+    (RESULTS / f"{name}.md").write_text("\n".join(lines), encoding="utf-8")
 
 
 def markdown(table: pd.DataFrame) -> list[str]:
