@@ -23,7 +23,7 @@ from perfpred.corpus import (
 from perfpred.errors import FormatError, UsageError
 from perfpred.structure import structure_id
 from perfpred.weights import is_external, strip_weights
-from perfpred.zoo.lineages import LINEAGES
+from perfpred.zoo.lineages import FAMILIES, FAMILY_LINEAGE, LINEAGES
 
 zstandard = pytest.importorskip("zstandard")
 
@@ -197,11 +197,15 @@ def test_committed_corpus_is_consistent() -> None:
     files = {path.name.removesuffix(GRAPH_SUFFIX) for path in (corpus.folder / GRAPHS).iterdir()}
     assert files == {network.name for network in corpus}
     assert sum(path.stat().st_size for path in (corpus.folder / GRAPHS).iterdir()) < 40e6
-    lineages: dict[str, str] = {}
     for network in corpus:
-        assert network.lineage in LINEAGES
+        assert network.lineage == FAMILY_LINEAGE[network.family]
         assert network.split == split_of(network.lineage)
-        assert lineages.setdefault(network.family, network.lineage) == network.lineage
+
+
+def test_every_family_has_one_lineage() -> None:
+    assert list(FAMILIES) == list(LINEAGES)
+    assert 25 <= len(LINEAGES) <= 35
+    assert sum(len(families.split()) for families in FAMILIES.values()) == len(FAMILY_LINEAGE)
 
 
 @pytest.mark.parametrize("name", ["torchvision.resnet18", "timm.mobilenetv1_100"])

@@ -43,14 +43,68 @@ LINEAGES: dict[str, str] = {
     "video": "three-dimensional convolutions and space-time networks",
 }
 
-# family -> lineage. Families of other builders are added where they are registered, with a lineage of the list above.
-FAMILY_LINEAGE: dict[str, str] = {}
+# The families of each lineage. A family changes its lineage only with a note in the changelog and re-scored history.
+FAMILIES: dict[str, str] = {
+    "vgg": "alexnet synthetic-plain vgg",
+    "inception": (
+        "googlenet inception-v2 inception_resnet_v2 inception_v3 inception_v4 nasnet synthetic-branches xception"
+    ),
+    "resnet": "resnet selecsls senet seresnet synthetic-residual wide_resnet",
+    "resnext": "dpn res2net resnest resnext synthetic-grouped",
+    "densenet": "densenet rdnet synthetic-dense",
+    "regnet": "regnet regnetz",
+    "nfnet": "nfnet resnetv2",
+    "csp": "cspnet cspnext darknet",
+    "aggregation": "dla hgnet hrnet hrnet-dense vovnet",
+    "mobilenet": (
+        "coordinate-bins fbnet hardcorenas lcnet mnasnet mobilenet-v1 mobilenetv1 mobilenetv2 mobilenetv3"
+        " mobilenetv4 mobilenetv5 openpose-light rexnet synthetic-mbconv"
+    ),
+    "efficientnet": "efficientnet efficientnet_edge efficientnet_lite efficientnetv2 mixnet tinynet",
+    "compact": "fasternet ghostnet shufflenetv2 squeezenet starnet",
+    "reparam": "gernet mobileone repghost repvgg repvit",
+    "convnext": "convmixer convnext convnextv2 inception_next mambaout",
+    "metaformer": "focalnet metaformer poolformer sequencer",
+    "mlp": "gmixer gmlp mixer resmlp",
+    "vit": "beit cait clip_vision convit crossvit deit dinov2 eva samvit siglip tnt vit xcit",
+    "hierarchical-vit": "coat coatnet davit gcvit hiera maxvit nest pit pvt_v2 swin swinv2 twins",
+    "hybrid-vit": (
+        "botnet cpubone edgenext efficientformer efficientvim efficientvit efficientvit_msra fastvit iformer"
+        " levit lowformer mobilevit nextvit shvit swiftformer synthetic-mixed tiny_vit visformer vit_hybrid"
+        " vitamin"
+    ),
+    "yolo-anchor": "yolov2 yolov3 yolov4 yolov5 yolov7",
+    "yolo-decoupled": "ppyoloe yolo11 yolonas yolov10 yolov12 yolov6 yolov8 yolov9 yolox",
+    "dense-detector": (
+        "centernet efficientdet faster_rcnn_rpn fcos fomo nanodet picodet pointpillars retinanet ssd"
+        " ssd-inception ssd-mobilenet ssd-resnet yolof"
+    ),
+    "set-detector": "detr rtdetr yolos",
+    "cascade": "arcface blazeface face-classifier facenet mobilefacenet mtcnn pfld retinaface ultraface",
+    "segmentation": (
+        "atrous bisenet ddrnet deeplab deeplabv3 enet erfnet fast-scnn fcn fpn-segmentation glpn linknet liteseg"
+        " lraspp mobilevit_deeplab segformer stdc ufld"
+    ),
+    "unet": (
+        "dcgan drunet fastdepth hourglass light-pose monodepth nafnet simple-pose synthetic-decoder translator unet"
+    ),
+    "super-resolution": (
+        "abpn dncnn edsr espcn esrgan fsrcnn imdn ircnn rfdn srcnn srresnet super-resolution swinir vdsr zero-dce"
+    ),
+    "text-encoder": "albert bert clip_text convbert deberta_v2 distilbert mobilebert modernbert mpnet squeezebert t5",
+    "text-decoder": "gpt2 gpt_neo gpt_neox llama opt",
+    "audio": "ast conformer keyword-transformer sew speech-transformer wav2vec2 wav2vec2-style whisper",
+    "recurrent": (
+        "crnn deepconvlstm deeplob deepspeech recurrent-autoencoder recurrent-series recurrent-text"
+        " recurrent-translation rnnoise sound-events tacotron transducer"
+    ),
+    "conv1d": (
+        "conv-tasnet ds-cnn ecapa hifi-gan inceptiontime matchboxnet pointnet quartznet signal-resnet tc-resnet"
+        " tcn wav2letter waveform wavenet x-vector"
+    ),
+    "video": "c3d r3d resnet3d s3d slowfast stgcn timesformer tsm unet3d videomae voxnet x3d",
+}
 
-
-def lineage_of(family: str) -> str:
-    """Return the lineage of a family named in `FAMILY_LINEAGE`.
-
-    Raises:
-        KeyError: the family is not in the map.
-    """
-    return FAMILY_LINEAGE[family]
+FAMILY_LINEAGE: dict[str, str] = {
+    family: lineage for lineage, families in FAMILIES.items() for family in families.split()
+}

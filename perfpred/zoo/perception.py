@@ -181,28 +181,6 @@ add(
     "pixel_values",
 )
 add(
-    "super-resolution",
-    "swin2sr",
-    {
-        "swin2sr_light@64": partial(
-            signal,
-            "Swin2SR",
-            "pixel_values",
-            (3, 64, 64),
-            {
-                "upscale": 2,
-                "embed_dim": 60,
-                "depths": [6, 6, 6, 6],
-                "num_heads": [6, 6, 6, 6],
-                "upsampler": "pixelshuffledirect",
-            },
-            kind="ForImageSuperResolution",
-            attribute="reconstruction",
-        )
-    },
-    "pixel_values",
-)
-add(
     "video",
     "videomae",
     {
