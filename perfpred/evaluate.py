@@ -16,7 +16,6 @@ from perfpred.baselines import BASELINES, fit_groups, predict_groups
 from perfpred.calibration import Residuals
 from perfpred.dataset import Dataset
 from perfpred.errors import DatasetError
-from perfpred.features import DEVICE_NUMBERS
 from perfpred.instances import layer_instances
 from perfpred.scores import cells, noise_floor, score, score_table
 from perfpred.splits import PROTOCOLS, Split, networks, places, scorable, splits, subset
@@ -148,7 +147,8 @@ def _crossed_intervals(frame: pd.DataFrame, residual: np.ndarray, level: float) 
     low, high = np.full(len(frame), np.nan), np.full(len(frame), np.nan)
     fold = frame["fold_number"].to_numpy()
     for number in np.unique(fold):
-        other, here = fold != number, fold == number
+        here = fold == number
+        other = ~(here | frame["engine_id"].isin(frame.loc[here, "engine_id"]).to_numpy())
         if other.any():
             known = Residuals().fit(frame[other].reset_index(drop=True), residual[other])
             low[here], high[here] = _unit_interval(known, frame[here], level)
@@ -198,37 +198,39 @@ def _taken(instances: pd.DataFrame, ends: np.ndarray, rows: np.ndarray) -> pd.Da
 
 
 def nearest_columns(rows: Dataset, every: Sequence[Split]) -> dict[str, np.ndarray]:
-    """The same network, batch, precision and kind as measured on the nearest device in training, times one scale."""
+    """The same network, batch, precision and kind as measured on the nearest place in training, times one scale.
+
+    A place is a device at a partition size and power mode; near is near in the logarithms of its specification.
+    """
     engines = rows.engines
-    numbers = layer_instances(engines, rows.layers_at("node")).drop_duplicates("row")[list(DEVICE_NUMBERS)]
+    numbers = layer_instances(engines, rows.layers_at("node")[list(_READ)]).drop_duplicates("row")
     traits = np.log1p(numbers[list(_NEAREST)].to_numpy(float))
     place = places(engines).to_numpy()
     same = cells(engines, ["network_id", "precision", "batch_size", "latency_kind", "lab"]).to_numpy()
     latency_s = engines["latency_s"].to_numpy(float)
-    speed = baseline_columns(rows, every, ["roofline"])["fused:roofline"]
+    bound_s = _bounds(rows)
     parts: dict[str, list[np.ndarray]] = {"nearest": [], "nearest_fitted": []}
-    begin = 0
     for split in every:
-        bound_s = speed[begin : begin + len(split.test)]
-        begin += len(split.test)
-        known = pd.DataFrame({"same": same[split.train], "place": place[split.train], "row": split.train})
-        firsts = known.drop_duplicates("place")
-        distance = np.linalg.norm(traits[firsts["row"]] - traits[split.test[0]], axis=1)
-        order = dict(zip(firsts["place"], distance, strict=True))
-        known = known.assign(distance=known["place"].map(order)).sort_values("distance", kind="stable")
-        found = pd.Series(same[split.test]).map(known.drop_duplicates("same").set_index("same")["row"])
-        there = np.full(len(split.test), np.nan)
-        paired = found.notna().to_numpy()
-        there[paired] = latency_s[found[paired].astype(int)]
-        parts["nearest"].append(there * _scale(_bounds(rows, found, paired), bound_s[paired]))
-        parts["nearest_fitted"].append(there * _scale(there[paired], latency_s[split.test][paired]))
+        there = np.full((2, len(split.test)), np.nan)
+        for here in pd.Series(place[split.test]).groupby(place[split.test]).indices.values():
+            asked = split.test[here]
+            distance = np.linalg.norm(traits[split.train] - traits[asked[0]], axis=1)
+            order = split.train[np.argsort(distance, kind="stable")]
+            firsts = pd.Series(order, index=same[order])
+            found = firsts[~firsts.index.duplicated()].reindex(same[asked])
+            paired = found.notna().to_numpy()
+            rows_there = found[paired].to_numpy(int)
+            known = latency_s[rows_there]
+            there[0, here[paired]] = known * _scale(bound_s[rows_there], bound_s[asked[paired]])
+            there[1, here[paired]] = known * _scale(known, latency_s[asked[paired]])
+        parts["nearest"].append(there[0])
+        parts["nearest_fitted"].append(there[1])
     return {name: np.concatenate(part) for name, part in parts.items()}
 
 
-def _bounds(rows: Dataset, found: pd.Series[Any], paired: np.ndarray) -> np.ndarray:
-    """Pure roofline of the engines found on the nearest device, seconds."""
-    chosen = subset(rows, found[paired].to_numpy(int))
-    instances = layer_instances(chosen.engines, chosen.layers_at("fused"))
+def _bounds(rows: Dataset) -> np.ndarray:
+    """Pure roofline of each engine, seconds."""
+    instances = layer_instances(rows.engines, rows.layers_at("fused")[list(_READ)])
     return np.asarray(BASELINES["roofline"]().predict(instances), float)
 
 

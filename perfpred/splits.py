@@ -61,7 +61,8 @@ def splits(engines: pd.DataFrame, protocol: str, *, folds: int | None = 5, seed:
     """Splits of a protocol.
 
     `random` deals out networks, `family` and `lineage` whole groups of them: each row is tested once. `device`
-    leaves out one device, partition or mode at a time, its networks stay in training on the others. `batch` and
+    leaves out one device at a time with all its partitions, then one partition size at a time on all devices, so a
+    row may be tested twice; its network stays in training on the others. `batch` and
     `precision` leave out one value and test it on networks that training holds at no value at all.
 
     Args:
@@ -78,10 +79,8 @@ def splits(engines: pd.DataFrame, protocol: str, *, folds: int | None = 5, seed:
         raise UsageError(f"protocol '{protocol}' is unknown; give one of {', '.join(PROTOCOLS)}")
     everything = np.arange(len(engines))
     if protocol == "device":
-        label = places(engines).to_numpy()
-        _two(protocol, label)
-        for place in sorted(set(label)):
-            yield Split(name=place, train=everything[label != place], test=everything[label == place])
+        for name, left_out in _left_out_devices(engines):
+            yield Split(name=name, train=everything[~left_out], test=everything[left_out])
         return
     group = {"family": engines["family"].fillna(engines["network"]), "lineage": lineages(engines)}.get(
         protocol, networks(engines)
@@ -102,6 +101,18 @@ def splits(engines: pd.DataFrame, protocol: str, *, folds: int | None = 5, seed:
             test = everything[(fold == number) & (value == left_out)]
             if len(train) and len(test):
                 yield Split(name=left_out, train=train, test=test)
+
+
+def _left_out_devices(engines: pd.DataFrame) -> Iterator[tuple[str, np.ndarray]]:
+    devices = sorted(engines["device"].unique())
+    for device in devices if len(devices) > 1 else ():
+        yield str(device), engines["device"].eq(device).to_numpy()
+    partitioned = engines.groupby("device")["sm_count"].transform("nunique") > 1
+    counts = sorted(engines.loc[partitioned, "sm_count"].unique())
+    for count in counts:
+        yield f"{count} SMs", (partitioned & engines["sm_count"].eq(count)).to_numpy(bool)
+    if len(devices) < 2 and not counts:
+        _two("device", engines["device"].to_numpy())
 
 
 def deal(groups: pd.Series[str], folds: int | None, seed: int) -> np.ndarray:

@@ -209,7 +209,7 @@ def kshot(
         shots: Numbers of measurements; 0 is the specification alone.
         draws: Random choices of networks for each number.
         seed: Of the choices.
-        devices: Places to leave out, as `perfpred.splits.places` labels them; all by default.
+        devices: What to leave out, such as `h200-sxm` or `8 SMs`; all in turn by default.
         n_jobs: Processes, one place each.
 
     Returns:

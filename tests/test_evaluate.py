@@ -14,7 +14,7 @@ from made import dataset
 
 from perfpred.dataset import Dataset, concat, engine_frame
 from perfpred.errors import DatasetError, UsageError
-from perfpred.evaluate import evaluate, out_of_sample, unfitted
+from perfpred.evaluate import evaluate, nearest_columns, out_of_sample, unfitted
 from perfpred.predictor import LatencyPredictor
 from perfpred.scores import concordant, error_ratio, noise_floor, score
 from perfpred.splits import deal, scorable, splits, subset
@@ -137,11 +137,31 @@ def test_a_network_of_two_families_takes_one_side() -> None:
         assert not set(engines["network_id"].iloc[split.train]) & set(engines["network_id"].iloc[split.test])
 
 
-def test_device_split_leaves_out_partitions_of_one_device() -> None:
+def test_device_split_leaves_out_whole_devices_then_partition_sizes() -> None:
     engines = pd.concat([dataset().engines, dataset().engines.assign(sm_count=4)], ignore_index=True)
-    names = [s.name for s in splits(engines, "device")]
-    assert len(names) == 4
-    assert names[0].startswith("jetson-agx-orin-32gb/")
+    every = {s.name: s for s in splits(engines, "device")}
+    sizes = sorted(engines["sm_count"].unique())
+    assert list(every) == ["jetson-agx-orin-32gb", "jetson-orin-nano", *(f"{n} SMs" for n in sizes)]
+    whole = every["jetson-orin-nano"]
+    assert set(engines["device"].iloc[whole.train]) == {"jetson-agx-orin-32gb"}
+    assert set(engines["sm_count"].iloc[every["4 SMs"].test]) == {4}
+    assert 4 not in set(engines["sm_count"].iloc[every["4 SMs"].train])
+    with pytest.raises(DatasetError, match="at least two groups"):
+        list(splits(dataset(4, ("jetson-orin-nano",)).engines, "device"))
+
+
+def test_nearest_is_by_place_and_never_from_the_device_left_out() -> None:
+    given = dataset(6)
+    partition = given.engines[given.engines["device"] == "jetson-orin-nano"]
+    partition = partition.assign(sm_count=4, latency_s=1000.0, engine_id=partition["engine_id"] + "p", device_json=None)
+    rows = Dataset(engines=pd.concat([given.engines, partition], ignore_index=True), layers=given.layers)
+    every = [s for s in splits(rows.engines, "device") if s.name == "jetson-orin-nano"]
+    found = nearest_columns(rows, every)
+    small = rows.engines["sm_count"].iloc[every[0].test].eq(4).to_numpy()
+    other = rows.engines["latency_s"].iloc[every[0].train].to_numpy()
+    assert found["nearest"].max() < 100 * other.max()
+    assert np.median(found["nearest_fitted"][small]) == pytest.approx(1000, rel=0.2)
+    assert found["nearest"][small].mean() > found["nearest"][~small].mean()
 
 
 @pytest.mark.parametrize("protocol", ["batch", "precision"])
