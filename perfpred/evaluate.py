@@ -311,11 +311,12 @@ class Evaluation:
         if self.shots is not None:
             return made | {"shots": _records(self.shots)}
         place = ["device", *(["sm_count"] if self.predictions["sm_count"].nunique() > 1 else [])]
+        fold = ["fold", "batch_size"] if self.protocol == "device" else ["fold"]
         return made | {
             "scores": _records(self.scores()),
             "by_device": _records(self.scores(["latency_kind", *place, "precision"])),
             "by_lineage": _records(self.scores(["lineage"])),
-            "by_fold": _records(self.scores(["fold"])),
+            "by_fold": _records(self.scores(fold)),
             **({"predictions": _records(self.predictions[list(_KEPT)])} if predictions else {}),
         }
 
