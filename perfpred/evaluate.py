@@ -89,7 +89,7 @@ def out_of_sample(
     Returns:
         One row a tested engine: what names it, `fold`, `measured_s` (also as `latency_s`), `predicted_s`, `low_s`,
         `high_s`, `node:NAME` and `fused:NAME` of each baseline, and for the device protocol `nearest` (the same
-        network on the nearest training device, one scale from the specifications) and `nearest_fitted` (one scale
+        network on the nearest place in training, one scale from the specifications) and `nearest_fitted` (one scale
         fitted on the tested rows themselves, the best it could do).
     """
     rows = scorable(dataset)
@@ -200,7 +200,8 @@ def _taken(instances: pd.DataFrame, ends: np.ndarray, rows: np.ndarray) -> pd.Da
 def nearest_columns(rows: Dataset, every: Sequence[Split]) -> dict[str, np.ndarray]:
     """The same network, batch, precision and kind as measured on the nearest place in training, times one scale.
 
-    A place is a device at a partition size and power mode; near is near in the logarithms of its specification.
+    A place is a device at a partition size and power mode; near is near in the logarithms of its specification. The
+    scale is one for each pair of places.
     """
     engines = rows.engines
     numbers = layer_instances(engines, rows.layers_at("node")[list(_READ)]).drop_duplicates("row")
@@ -218,11 +219,15 @@ def nearest_columns(rows: Dataset, every: Sequence[Split]) -> dict[str, np.ndarr
             order = split.train[np.argsort(distance, kind="stable")]
             firsts = pd.Series(order, index=same[order])
             found = firsts[~firsts.index.duplicated()].reindex(same[asked])
-            paired = found.notna().to_numpy()
-            rows_there = found[paired].to_numpy(int)
-            known = latency_s[rows_there]
-            there[0, here[paired]] = known * _scale(bound_s[rows_there], bound_s[asked[paired]])
-            there[1, here[paired]] = known * _scale(known, latency_s[asked[paired]])
+            paired = np.flatnonzero(found.notna())
+            source = found.iloc[paired].to_numpy(int)
+            for rows_of in pd.Series(place[source]).groupby(place[source]).indices.values():
+                target, origin = paired[rows_of], source[rows_of]
+                known, measured = latency_s[origin], latency_s[asked[target]]
+                stated = _scale(bound_s[origin], bound_s[asked[target]])
+                there[0, here[target]] = known * stated
+                # Fewer rows would be divided by themselves.
+                there[1, here[target]] = known * (_scale(known, measured) if len(known) >= _FEWEST else stated)
         parts["nearest"].append(there[0])
         parts["nearest_fitted"].append(there[1])
     return {name: np.concatenate(part) for name, part in parts.items()}
@@ -235,7 +240,7 @@ def _bounds(rows: Dataset) -> np.ndarray:
 
 
 def _scale(there: np.ndarray, here: np.ndarray) -> float:
-    return float(np.exp(np.median(np.log(here / there)))) if len(there) else float("nan")
+    return float(np.exp(np.median(np.log(here / there))))
 
 
 @dataclass(kw_only=True)

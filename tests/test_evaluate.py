@@ -151,7 +151,7 @@ def test_device_split_leaves_out_whole_devices_then_partition_sizes() -> None:
 
 
 def test_nearest_is_by_place_and_never_from_the_device_left_out() -> None:
-    given = dataset(6)
+    given = dataset(12)
     partition = given.engines[given.engines["device"] == "jetson-orin-nano"]
     partition = partition.assign(sm_count=4, latency_s=1000.0, engine_id=partition["engine_id"] + "p", device_json=None)
     rows = Dataset(engines=pd.concat([given.engines, partition], ignore_index=True), layers=given.layers)
