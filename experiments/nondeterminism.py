@@ -236,7 +236,12 @@ def said_of_gpu(rows: pd.DataFrame, rebuilt: pd.DataFrame, lists: pd.DataFrame) 
         said.append(
             f"Kernels on {pair.replace('other', 'another')}: of {len(part)} pairs of profiled engines of one network, "
             f"{percent((part['changed'] > 0).mean())} do not run the same kernels; {percent(part['changed'].mean())} of kernels change "
-            f"in the mean, {percent(most['changed'])} at most ({most['network']}, {most['first']} to {most['second']})."
+            "in the mean"
+            + (
+                f", {percent(most['changed'])} at most ({most['network']}, {most['first']} to {most['second']})."
+                if most["changed"]
+                else "."
+            )
         )
     return said
 
@@ -315,7 +320,7 @@ def main() -> None:
         said = [*said_of_gpu(rows, rebuilt, lists), *said]
         draw(rebuilt, rows)
         figures = ["nondeterminism.png"]
-        tables = {"Rebuilds by network": rebuilt, "Kernel lists of pairs": lists, **tables}
+        tables = {"kernel lists of pairs": lists, "Rebuilds by network": rebuilt, **tables}
     if without or importlib.util.find_spec("tensorrt_rtx") is None:
         print("TensorRT-RTX is left out: not installed, or --no-builds")
     else:

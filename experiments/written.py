@@ -1,4 +1,4 @@
-"""What every experiment leaves in `experiments/results`: a tidy CSV, a JSON with all tables, and a short text."""
+"""What every experiment leaves in `experiments/results`: a tidy CSV, a JSON of its tables, and a short text."""
 
 from __future__ import annotations
 
@@ -32,21 +32,21 @@ def write(
     Args:
         name: Of the script, without ending.
         title: What was asked.
-        tables: By caption; the first is the CSV, the text shows the others and at most `most` rows of each.
+        tables: By caption; the first is the CSV, the JSON holds the others, the text at most `most` rows of each.
         findings: Sentences whose numbers come from the tables.
         figures: PNG files beside the text.
         most: Rows a table of the text has at most.
     """
     command = f"python experiments/{name}.py"
-    first = next(iter(tables.values()))
+    (_, first), *others = tables.items()
     first.to_csv(RESULTS / f"{name}.csv", index=False, float_format="%.6g")
     about = {"format": FORMAT, "version": VERSION, "title": title, "command": command, "findings": findings}
-    records = {caption: json.loads(table.to_json(orient="records")) for caption, table in tables.items()}
-    found = {**about, "figures": figures, "tables": records}
+    records = {caption: json.loads(table.to_json(orient="records")) for caption, table in others}
+    found = {**about, "csv": f"{name}.csv", "figures": figures, "tables": records}
     (RESULTS / f"{name}.json").write_text(json.dumps(found, indent=1) + "\n", encoding="utf-8")
     lines = [f"# {title}", "", f"`{command}`", "", *(f"* {sentence}" for sentence in findings), ""]
     lines += [f"![{title}]({figure})\n" for figure in figures]
-    for caption, table in list(tables.items())[1:]:
+    for caption, table in others:
         lines += [f"**{caption}**" + (f" (first {most} of {len(table)})" if len(table) > most else ""), ""]
         lines += [*markdown(table.head(most)), ""]
     (RESULTS / f"{name}.md").write_text("\n".join(lines), encoding="utf-8")
