@@ -214,27 +214,25 @@ class EngineStage:
     def _of_cell(self, name: str, engines: pd.DataFrame) -> Array:
         """A method's coefficient, by the first that is known.
 
-        The cell itself; without a laboratory, the mean of the device's cells of that kind; the laboratory's mean on
-        other devices; half the kind's mean.
+        With a laboratory: its cell, then its mean on other devices. Without: the device's cells of that kind, then
+        all the device's cells, since most of what a cell holds is the device's. Else half the kind's mean.
         """
         parts = pd.DataFrame([cell.split("|") for cell in self.cells_], columns=list(_CELL_KEY))
         known = parts.assign(value=self.parameters_[name])
-        asked = engines[list(_CELL_KEY)].fillna("").astype(str)
-        made = pd.Series(np.nan, index=asked.index)
-        for keys, factor in (
-            (_CELL_KEY, 1.0),
-            (("device", "latency_kind"), 1.0),
-            (_CELL_KEY[1:], 1.0),
-            (("latency_kind",), 0.5),
+        asked = engines[list(_CELL_KEY)].fillna("").astype(str).reset_index(drop=True)
+        nobody = asked["lab"].eq("").to_numpy()
+        made: Array = np.full(len(asked), np.nan)
+        for keys, applies, factor in (
+            (_CELL_KEY, ~nobody, 1.0),
+            (("lab", "latency_kind"), ~nobody, 1.0),
+            (("device", "latency_kind"), nobody, 1.0),
+            (("device",), nobody, 1.0),
+            (("latency_kind",), np.ones(len(asked), bool), 0.5),
         ):
-            if keys == ("device", "latency_kind"):
-                asking = asked["lab"].eq("")
-            else:
-                asking = pd.Series(True, index=asked.index)
             means = known.groupby(list(keys))["value"].mean().rename("found").reset_index()
-            found = asked.merge(means, on=list(keys), how="left")["found"].to_numpy() * factor
-            made = made.where(made.notna() | ~asking, pd.Series(found, index=asked.index))
-        return made.fillna(0.0).to_numpy(float)
+            found = asked[list(keys)].merge(means, on=list(keys), how="left")["found"].to_numpy()
+            made = np.where(np.isnan(made) & applies, found * factor, made)
+        return np.where(np.isnan(made), 0.0, made)
 
     def _engine_features(self, layers: _Layers, engines: pd.DataFrame) -> Array:
         """What makes engines similar: shares of time by class, totals, precision, device; shape (n, n_features)."""

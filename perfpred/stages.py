@@ -58,7 +58,7 @@ class Stages:
     """
 
     drop: Sequence[str] = ()
-    trees: bool = True
+    trees: bool = False
     seed: int = 0
     physics_: EngineStage | None = None
     layer_trees_: xgb.XGBRegressor | None = None
