@@ -150,11 +150,14 @@ def _conv_words(kind: str, pointwise: bool, vector: bool) -> Labels:
 def _product(node: Node) -> Labels:
     second = node.inputs[1]
     if second is not None and second.constant:
+        if len(node.inputs) > 2:
+            return _BIASED_PRODUCT
         return _CONSTANT_PRODUCT if len(node.outputs[0].shape) > 2 else _FLAT_PRODUCT
     return _BATCHED_PRODUCT if math.prod(node.outputs[0].shape[:-2]) > 1 else _ACTIVATION_PRODUCT
 
 
 _CONSTANT_PRODUCT: Final = _set("gemm fc anchor")
+_BIASED_PRODUCT: Final = _set("gemm fc anchor flat biased")
 _FLAT_PRODUCT: Final = _set("gemm fc anchor flat")
 _ACTIVATION_PRODUCT: Final = _set("gemm matmul anchor")
 #: A sum over more than rows and columns and one batch axis.

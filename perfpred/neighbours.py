@@ -138,6 +138,18 @@ def _heads(graph: Graph) -> None:
             graph.add(p, frozenset({"heads"}))
 
 
+def _sibling(graph: Graph) -> None:
+    """`sibling`: a product with weights whose input another such product reads too."""
+    word = frozenset({"sibling"})
+    first: dict[str, int] = {}
+    for i, labels in enumerate(graph.labels):
+        if "fc" in labels:
+            twin = first.setdefault(graph.nodes[i].activations[0].name, i)
+            if twin != i:
+                graph.add(i, word)
+                graph.add(twin, word)
+
+
 def _resized(graph: Graph) -> None:
     """`resized`: reads an enlarged map."""
     word = frozenset({"resized"})
@@ -187,6 +199,7 @@ CONTEXT: Final[dict[str, Callable[[Graph], None]]] = {
     "reduced": _reduced,
     "normed": _normed,
     "heads": _heads,  # adds `parts` too
+    "sibling": _sibling,
     "resized": _resized,
     "permuted": _permuted,
     "blocked": _blocked,

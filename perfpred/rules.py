@@ -19,11 +19,12 @@ _ORT_CUDA: Final = "ONNX Runtime source, core/optimizer, CUDA provider"
 _ACT: Final = "relu|clip|leaky|sigmoid|tanh|hardsigmoid"
 
 _ATTENTION: Final = (
-    "matmul&batched scale* bias* add|badd|bias|sub|bsub|where|view* cast* softmax cast* matmul transpose?"
+    "matmul&batched scale* bias* add|badd|bias|sub|bsub|where|view* cast* softmax cast|unary|where* matmul transpose?"
 )
 
 #: Elementwise work that a product does on its result; what a reduction reads and what is computed in branches is not.
 _EPILOGUE: Final = "pointwise&!hardsigmoid&!reduced&!prelu&!softplus"
+_GEMM_EPILOGUE: Final = "pointwise&!heads&!normed&!deep|swap|view"
 _GROUP_NORM: Final = "view instancenorm&!whole view scale bias pointwise&!add&!broadcast*"
 
 _ORT_SHARED: Final = (
@@ -73,7 +74,14 @@ TENSORRT_RTX: Final = RuleSet(
         ),
         Chain(name="group-norm", pattern=_GROUP_NORM, source=_SEEN),
         Chain(name="conv-epilogue", pattern=f"conv relu|clip|tanh|sigmoid|{_EPILOGUE}*", source=_SEEN),
-        Chain(name="gemm-epilogue", pattern="gemm pointwise&!heads&!normed&!deep|swap*", source=_SEEN, open=True),
+        Chain(name="gemm-epilogue", pattern=f"biased&!sibling {_GEMM_EPILOGUE}*", source=_SEEN, open=True),
+        Chain(
+            name="gemm-epilogue",
+            pattern=f"fc&!sibling bias&!heads&!normed {_GEMM_EPILOGUE}*",
+            source=_SEEN,
+            open=True,
+        ),
+        Chain(name="gemm-activation", pattern="gemm&!sibling pointwise&!heads&!normed&!add*", source=_SEEN, open=True),
         Siblings(name="sibling-gemms", pattern="fc", source=_SEEN),
         Absorb(name="transpose-conv", pattern="layout|view", source=_SEEN, into="conv"),
         Absorb(name="transposed-gemm", pattern="swap", source=_SEEN, into="fc"),

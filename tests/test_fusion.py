@@ -116,6 +116,7 @@ CASES = [
         + f"b Add fc %64 -> {ROWS}\nd Div b % -> {ROWS}\ne Erf d -> {ROWS}\na Add e % -> {ROWS}\nm Mul b a -> {ROWS}",
         "fc b d e a m",
     ),
+    ("tensorrt-rtx", "gemm-activation", FC + f"r Relu fc -> {ROWS}", "fc r"),
     (
         "tensorrt-rtx",
         "sibling-gemms",
