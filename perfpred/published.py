@@ -93,18 +93,15 @@ REBUILT: Final[Mapping[tuple[str, str], str]] = {
     },
     ("tf_trt_models", "mobilenet_v1_0p25_128"): "published.mobilenet_v1_x25",
     ("tf_trt_models", "mobilenet_v1_0p5_160"): "published.mobilenet_v1_x50",
-    ("tf_trt_models", "ssd_mobilenet_v1_coco"): "published.ssd_mobilenet_v1",
     **{
         (f"inference_results_v{version}", f"mlperf-{network}"): f"published.{name}"
         for version in ("0.7", "1.1", "2.0")
-        for network, name in {
-            "bert-99": "bert_large_squad", "ssd-resnet34": "ssd_resnet34", "ssd-mobilenet": "ssd_mobilenet_v1",
+        for network, name in { "ssd-resnet34": "ssd_resnet34", "ssd-mobilenet": "ssd_mobilenet_v1",
         }.items()
     },
     ("mmdeploy", "mmseg:FCN"): "published.fcn_resnet50_d8",
     ("mmdeploy", "mmseg:PSPNet"): "published.pspnet_resnet50_d8",
     ("mmdeploy", "mmseg:DeepLabV3"): "published.deeplabv3_resnet50_d8",
-    ("mmdeploy", "mmagic:SRCNN"): "published.srcnn_x4",
     ("mmdeploy", "mmagic:ESRGAN"): "published.esrgan_x4",
     **{
         ("super-gradients", network): name
