@@ -28,6 +28,8 @@ $(DEMO): pyproject.toml | $(BIN)/python
 
 $(DEV): pyproject.toml | $(BIN)/python
 	$(BIN)/python -m pip install --quiet --editable ".[dev]"
+	# The stubs ask for TensorRT itself, which type checking does without.
+	$(BIN)/python -m pip install --quiet --no-deps "tensorrt-stubs>=10,<11"
 	@touch $@
 
 demo: $(DEMO)
