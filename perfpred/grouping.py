@@ -33,7 +33,7 @@ def chain_units(graph: Graph, rules: Sequence[Chain]) -> list[Unit]:
     by_labels: dict[Labels, list[tuple[Chain, tuple[Word, ...]]]] = {}
     units: list[tuple[int, Unit]] = []
     for i, labels in enumerate(graph.labels):
-        if taken[i]:
+        if taken[i] or i in graph.passed:
             continue
         candidates = by_labels.get(labels)
         if candidates is None:
@@ -280,7 +280,7 @@ def _ordered(graph: Graph, units: list[Unit]) -> list[Unit]:
 
 
 def free_units(graph: Graph, units: list[Unit], free: Labels) -> list[Unit]:
-    """Units after those of free nodes alone joined the unit that computes their input."""
+    """Units after those of free nodes alone, and nodes that do nothing, joined the unit that computes their input."""
     owner: dict[int, Unit] = {}
     kept: list[Unit] = []
     for unit in units:
@@ -294,4 +294,6 @@ def free_units(graph: Graph, units: list[Unit], free: Labels) -> list[Unit]:
             kept.append(unit)
         for m in unit.members:
             owner[m] = home
+    for i, p in graph.passed.items():
+        owner[p].members.append(i)
     return kept

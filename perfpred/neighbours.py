@@ -18,7 +18,7 @@ _RENAMED: Final = frozenset({"view", "split"})
 _ROWS_RANK: Final = 3
 _BUSY: Final = frozenset({"slice", "reduction"})
 _NATIVE: Final = frozenset({"relu", "clip", "tanh", "sigmoid"})
-_SPLITTING: Final = frozenset({"split", "slice", "conv"})
+_SPLITTING: Final = frozenset({"split", "slice", "gather", "conv"})
 #: What keeps ONNX Runtime's blocked layout when all its inputs have it.
 _THROUGH: Final = frozenset(
     {"act", "add", "mul", "bn", "erf", "scalar", "pool", "gpool", "concat", "nothing", "resize"}
@@ -44,18 +44,24 @@ class Graph:
         self.producers: list[list[int]] = []
         self.consumers: list[list[int]] = [[] for _ in nodes]
         self.sizes = [node.outputs[0].elements if node.outputs else 0 for node in nodes]
+        #: Nodes that do nothing, and the node whose result they pass on: patterns look through them.
+        self.passed: dict[int, int] = {}
         writer: dict[str, int] = {}
         for i, node in enumerate(nodes):
             found: list[int] = []
+            idle = "nothing" in self.labels[i]
             for t in node.inputs:
                 if t is not None and not t.constant:
                     p = writer.get(t.name)
                     if p is not None and p not in found:
                         found.append(p)
-                        self.consumers[p].append(i)
+                        if not idle:
+                            self.consumers[p].append(i)
             self.producers.append(found)
+            if idle and found:
+                self.passed[i] = found[0]
             for t in node.outputs:
-                writer[t.name] = i
+                writer[t.name] = self.passed.get(i, i)
         self.returned = {writer[name] for name in outputs if name in writer}
         for word in CONTEXT.keys() & set(wanted):
             CONTEXT[word](self)
@@ -69,9 +75,11 @@ class Graph:
         return not _ABSORBING.isdisjoint(self.labels[i])
 
     def upstream(self, i: int, words: Labels) -> int:
-        """First node above `i` that has none of the words, following nodes that only `i`'s path reads."""
+        """First node above `i` that has none of the words; above the node that `i` reads, others read nothing."""
         p = self.producers[i][0] if self.producers[i] else i
-        while self.producers[p] and not words.isdisjoint(self.labels[p]) and len(self.consumers[p]) == 1:
+        single = True
+        while self.producers[p] and not words.isdisjoint(self.labels[p]) and single:
+            single = len(self.consumers[self.producers[p][0]]) == 1
             p = self.producers[p][0]
         return p
 
@@ -126,12 +134,12 @@ def _heads(graph: Graph) -> None:
         while step != p:
             moved = moved or "transpose" in graph.labels[step]
             step = graph.producers[step][0]
-        if "split" in labels and moved:
+        if ("split" in labels or "gather" in labels) and moved:
             readers = {r for c in graph.consumers[i] for r in (c, *graph.consumers[c])}
             busy = any(not _BUSY.isdisjoint(graph.labels[r]) for r in readers)
             if busy or len(graph.nodes[p].outputs[0].shape) > _ROWS_RANK:
                 continue
-            graph.add(i, frozenset({"parts"}))
+            graph.add(i if "split" in labels else graph.producers[i][0], frozenset({"parts"}))
         if "conv" in labels or "slice" in labels:
             moved = moved == ("conv" in labels)
         if "split" in labels or moved:

@@ -283,6 +283,13 @@ def test_views_belong_to_what_computes_them() -> None:
     assert list(fused(net, "tensorrt")) == ["conv flat", "fc"]
 
 
+def test_patterns_look_through_nodes_that_do_nothing() -> None:
+    net = network(CONV + f"i Identity conv -> {MAP}\nr Relu i -> {MAP}\nj Identity r -> {MAP}")
+    assert fused(net, "tensorrt") == {"conv i r j": "conv-activation"}
+    (conv,) = (layer for layer in fuse(net, "tensorrt") if layer.rule != "border")
+    assert len(conv.outputs) == 1
+
+
 def test_borders_are_layers_of_their_own() -> None:
     layers = fuse(network(CONV), "tensorrt")
     assert [layer.rule for layer in layers] == ["border", "single", "border"]
