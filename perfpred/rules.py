@@ -37,6 +37,21 @@ _ORT_SHARED: Final = (
     Chain(name="skip-layer-norm", pattern="add bias? layernorm|rmsnorm", source=_ORT),
 )
 
+#: Functions that exporters spell out in primitive operators.
+_ORT_SPELLED_OUT: Final = (
+    Chain(name="quick-gelu", pattern="scale&scalar sigmoid mul", source=_ORT),
+    Chain(name="fast-gelu", pattern="power scale add scale tanh bias mul", source=_ORT),
+    Absorb(name="fast-gelu", pattern="scale&scalar", source=_ORT, into="tanh"),
+    Chain(name="rms-norm", pattern="power reduction bias unary scale bmul scale", source=_ORT, resize=True),
+    Chain(name="rms-norm", pattern="power reduction bias unary bdiv scale", source=_ORT, resize=True),
+    Chain(
+        name="layer-norm",
+        pattern="reduction bsub power reduction bias unary bdiv scale bias",
+        source=_ORT,
+        resize=True,
+    ),
+)
+
 TRIVIAL: Final = RuleSet(
     name="trivial",
     rules=(Chain(name="conv-bn-activation", pattern="conv bn? relu|clip?", source="the common rule of thumb"),),
@@ -113,6 +128,7 @@ ONNXRUNTIME: Final = RuleSet(
         Chain(name="fc-bias-activation", pattern=f"fc&flat bias? {_ACT}", source=_ORT),
         Chain(name="fc-bias", pattern="fc bias?", source=_ORT),
         Chain(name="reshapes", pattern="reshape reshape*", source=_ORT_CPU),
+        *_ORT_SPELLED_OUT,
         *_ORT_SHARED,
         Siblings(name="slices-to-split", pattern="slice", source=_ORT_CPU),
     ),

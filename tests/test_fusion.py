@@ -177,6 +177,27 @@ CASES = [
         f"h Mul m % -> {ROWS}",
         "d e a m h",
     ),
+    (
+        "onnxruntime",
+        "fast-gelu",
+        f"x in {ROWS}\nh Mul x % -> {ROWS}\np Pow x % -> {ROWS}\nc Mul p % -> {ROWS}\na Add x c -> {ROWS}\n"
+        f"s Mul a % -> {ROWS}\nt Tanh s -> {ROWS}\no Add t % -> {ROWS}\ny Mul h o -> {ROWS}",
+        "h p c a s t o y",
+    ),
+    (
+        "onnxruntime",
+        "rms-norm",
+        f"x in {ROWS}\np Pow x % -> {ROWS}\nm ReduceMean p -> 1,16,1\ne Add m % -> 1,16,1\nr Sqrt e -> 1,16,1\n"
+        f"i Div % r -> 1,16,1\nn Mul x i -> {ROWS}\ny Mul n %64 -> {ROWS}",
+        "p m e r i n y",
+    ),
+    (
+        "onnxruntime",
+        "layer-norm",
+        f"x in {ROWS}\nm ReduceMean x -> 1,16,1\nd Sub x m -> {ROWS}\np Pow d % -> {ROWS}\nv ReduceMean p -> 1,16,1\n"
+        f"e Add v % -> 1,16,1\nr Sqrt e -> 1,16,1\nn Div d r -> {ROWS}\ns Mul n %64 -> {ROWS}\ny Add s %64 -> {ROWS}",
+        "m d p v e r n s y",
+    ),
     ("onnxruntime", "scaled-matmul", SCORES, "scores scaled"),
     (
         "onnxruntime",
