@@ -77,18 +77,14 @@ def roofline_answers(
 ) -> dict[str, np.ndarray]:
     """Log seconds of both baselines on the test rows, fitted on the relative error of the training rows."""
     time_s, bound_s = np.exp(target[train]), np.exp(roofline[train])
-    scale, launch_s = np.linalg.lstsq(
-        np.stack([bound_s / time_s, 1 / time_s], 1), np.ones(len(train)), rcond=None
-    )[0]
+    scale, launch_s = np.linalg.lstsq(np.stack([bound_s / time_s, 1 / time_s], 1), np.ones(len(train)), rcond=None)[0]
     return {
         "roofline x one scale": roofline[test] + np.mean(target[train] - roofline[train]),
         "affine roofline": np.log(np.maximum(scale * np.exp(roofline[test]) + launch_s, 1e-7)),
     }
 
 
-def scores(
-    precision: str, split: str, name: str, predicted: np.ndarray, target: np.ndarray
-) -> dict[str, object]:
+def scores(precision: str, split: str, name: str, predicted: np.ndarray, target: np.ndarray) -> dict[str, object]:
     """One line of the table of results; errors in percent."""
     error = np.abs(np.exp(predicted - target) - 1) * 100
     within = {f"within_{x}_percent": round(float((error <= x).mean() * 100), 1) for x in (5, 10)}
@@ -134,9 +130,7 @@ def write(lines: list[dict[str, object]], digest: str) -> None:
     done = {(line["precision"], line["split"]) for line in lines}
     if earlier.get("sha256") == digest and earlier.get("seed") == SEED:
         lines = lines + [x for x in earlier["scores"] if (x["precision"], x["split"]) not in done]
-    lines = sorted(
-        lines, key=lambda x: (SPLITS.index(str(x["split"])), str(x["precision"]), float(str(x["mape"])))
-    )
+    lines = sorted(lines, key=lambda x: (SPLITS.index(str(x["split"])), str(x["precision"]), float(str(x["mape"]))))
     table = pd.DataFrame(lines)
     table.to_csv(RESULTS / "conv_layers.csv", index=False)
     about = {"command": "python experiments/conv_layers.py", "seed": SEED, "table": TABLE, "sha256": digest}
@@ -153,13 +147,9 @@ def write(lines: list[dict[str, object]], digest: str) -> None:
 
 def main() -> None:
     """Run every precision and split."""
-    parser = argparse.ArgumentParser(
-        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
-    )
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--quick", action="store_true", help="an eighth of the rows; prints only")
-    parser.add_argument(
-        "--precision", nargs="*", default=["fp16", "fp32", "int8"], choices=list(ELEMENT_BYTES)
-    )
+    parser.add_argument("--precision", nargs="*", default=["fp16", "fp32", "int8"], choices=list(ELEMENT_BYTES))
     parser.add_argument("--split", nargs="*", default=list(SPLITS), choices=SPLITS)
     arguments = parser.parse_args()
     path = Path(os.environ["PERFPRED_REFERENCE_DATA"]) / TABLE

@@ -58,9 +58,7 @@ def convolution_traffic(geometry: pd.DataFrame) -> Traffic:
         geometry: Columns `GEOMETRY`; `added_tensors` counts tensors of the output's size that are added to it.
     """
     g = {name: geometry[name].to_numpy(float) for name in GEOMETRY}
-    positions = np.minimum(g["in_h"], g["out_h"] * g["kernel_h"]) * np.minimum(
-        g["in_w"], g["out_w"] * g["kernel_w"]
-    )
+    positions = np.minimum(g["in_h"], g["out_h"] * g["kernel_h"]) * np.minimum(g["in_w"], g["out_w"] * g["kernel_w"])
     per_filter = g["in_channels"] / g["groups"] * g["kernel_h"] * g["kernel_w"]
     written = g["batch"] * g["out_channels"] * g["out_h"] * g["out_w"] * g["element_bytes"]
     return Traffic(
@@ -104,9 +102,7 @@ def convolution_features(
         kernel_area=area,
         groups=groups,
     )
-    side_by_side = MatrixShape(
-        plain.m, np.where(depthwise, k_out, plain.n), plain.k, np.where(depthwise, 1.0, groups)
-    )
+    side_by_side = MatrixShape(plain.m, np.where(depthwise, k_out, plain.n), plain.k, np.where(depthwise, 1.0, groups))
     by_tap = side_by_side._replace(k=np.where(depthwise, area, area * padded(c / groups, 32)))
     flops = 2 * plain.m * plain.n * plain.k * groups
     traffic = convolution_traffic(geometry)
@@ -121,9 +117,7 @@ def convolution_features(
     }  # fmt: skip
     flat = tile_terms(side_by_side, **device)
     taps = {
-        f"tap_{name}": v
-        for name, v in tile_terms(by_tap, **device).items()
-        if not name.startswith(("waves", "idle"))
+        f"tap_{name}": v for name, v in tile_terms(by_tap, **device).items() if not name.startswith(("waves", "idle"))
     }
     made = {
         **sizes,

@@ -34,12 +34,19 @@ _ROBUST: Final = 0.2
 #: Where the coefficients start: multiples of the bound, seconds of a launch and of a call.
 _START: Final = {"compute": 1.5, "memory": 1.3, "launch_s": 4e-6, "call_s": 3e-5}
 _COPY_BYTES_PER_S: Final = 1e10
-#: Strength of the pull towards the start, as that many rows with a log residual of 1.
-_PULL: Final[Mapping[str, float]] = {
+#: Strength of the pull towards the start, as that many rows with a log residual of 1: for the rows of one laboratory,
+#: and for public tables, whose laboratories contradict each other. Chosen on lineages and families held out.
+_PULL_ALONE: Final[Mapping[str, float]] = {
     "common": 0.02, "compute": 1.0, "memory": 1.0, "launch": 1.0, "compute_size": 1.0, "memory_size": 1.0,
     "compute_device": 3.0, "memory_device": 3.0, "launch_device": 3.0,
     "cell_scale": 0.3, "cell_call": 0.1, "cell_launch": 3.0, "cell_copy": 0.1,
 }  # fmt: skip
+_PULL_MIXED: Final[Mapping[str, float]] = {
+    "common": 0.02, "compute": 10.0, "memory": 10.0, "launch": 10.0, "compute_size": 8.0, "memory_size": 8.0,
+    "compute_device": 15.0, "memory_device": 15.0, "launch_device": 15.0,
+    "cell_scale": 0.1, "cell_call": 0.1, "cell_launch": 1.0, "cell_copy": 0.1,
+}  # fmt: skip
+_CELL_KEY: Final = ("device", "lab", "latency_kind")
 _CELL_KEY: Final = ("device", "lab", "latency_kind")
 _CELL: Final = ("cell_scale", "cell_call", "cell_launch", "cell_copy")
 
@@ -167,13 +174,17 @@ class EngineStage:
         code = pd.Categorical(cell, categories=self.cells_).codes.astype(int)
         log_latency = np.log(engines["latency_s"].to_numpy(float))
         weight = np.bincount(code)[code] ** -0.5
-        objective = _Objective(layers, code, _copies(engines), log_latency, weight / weight.mean(), len(self.cells_))
+        weight /= weight.mean()
+        several = bool(engines["lab"].nunique(dropna=False) > 1)
+        pull = _PULL_SEVERAL if several else _PULL
+        objective = _Objective(layers, code, _copies(engines), log_latency, weight, len(self.cells_), pull)
         self.parameters_ = objective.solve()
         features = self._engine_features(layers, engines)
         self.process_ = {"mean": features.mean(axis=0), "spread": features.std(axis=0) + 1e-9}
         if self.smooth:
             residual = np.clip(log_latency - self._log_physics(layers, engines), -0.6, 0.6)
-            self._fit_process(self._similarity(layers, engines), residual, weight / weight.mean())
+            noise = _PROCESS["noise_several" if several else "noise"] ** 2 / np.clip(weight, 0.3, 3.0)
+            self._fit_process(self._similarity(layers, engines), residual, noise)
         return self
 
     def predict(self, instances: pd.DataFrame, engines: pd.DataFrame) -> Array:
@@ -252,12 +263,11 @@ class EngineStage:
             ]
         ).astype(float)  # fmt: skip
 
-    def _fit_process(self, scaled: Array, residual: Array, weight: Array) -> None:
+    def _fit_process(self, scaled: Array, residual: Array, noise: Array) -> None:
         chosen = np.arange(len(scaled))
         if len(chosen) > self.landmarks:
             chosen = np.sort(np.random.default_rng(self.seed).choice(chosen, self.landmarks, replace=False))
         landmarks = scaled[chosen]
-        noise = _PROCESS["noise"] ** 2 / np.clip(weight, 0.3, 3.0)
         if len(landmarks) == len(scaled):
             weights = np.linalg.solve(_kernel(scaled, scaled) + np.diag(noise), residual)
         else:  # subset of regressors
@@ -292,8 +302,9 @@ class EngineStage:
         )
 
 
-#: Of the Gaussian process: standard deviations of what it explains and of what stays, and its length scale.
-_PROCESS: Final = {"amplitude": 0.15, "noise": 0.15, "length": 2.0}
+#: Of the Gaussian process: standard deviations of what it explains and of what stays, with one laboratory and with
+#: several (where the tighter coefficients leave it more to explain), and its length scale.
+_PROCESS: Final = {"amplitude": 0.15, "noise": 0.15, "noise_several": 0.075, "length": 2.0}
 
 
 def _kernel(a: Array, b: Array) -> Array:
@@ -333,7 +344,14 @@ class _Objective:
     """Robust squared log error of the totals plus the pull of the coefficients, with its gradient."""
 
     def __init__(
-        self, layers: _Layers, cell: Array, copies: Array, log_latency: Array, weight: Array, n_cells: int
+        self,
+        layers: _Layers,
+        cell: Array,
+        copies: Array,
+        log_latency: Array,
+        weight: Array,
+        n_cells: int,
+        pull: Mapping[str, float],
     ) -> None:
         self._layers, self._cell, self._target, self._weight = layers, cell, log_latency, weight
         self._copied = copies * (layers.counts @ layers.copied) / _COPY_BYTES_PER_S
@@ -350,7 +368,7 @@ class _Objective:
         self._slices = {
             name: slice(int(end) - size, int(end)) for (name, size), end in zip(sizes.items(), ends, strict=True)
         }
-        self._pull = np.concatenate([np.full(size, _PULL[name]) for name, size in sizes.items()])
+        self._pull = np.concatenate([np.full(size, pull[name]) for name, size in sizes.items()])
 
     def solve(self) -> dict[str, Array]:
         """The coefficients with the least loss."""

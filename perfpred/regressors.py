@@ -227,9 +227,7 @@ class Perceptron:
         random = np.random.default_rng(self.seed)
         middle, scale = self.state_["level"]
         sizes = [inputs.shape[1], *self.hidden, 1]
-        weights = [
-            (random.normal(size=(a, b)) * np.sqrt(2 / a)).astype(np.float32) for a, b in pairwise(sizes)
-        ]
+        weights = [(random.normal(size=(a, b)) * np.sqrt(2 / a)).astype(np.float32) for a, b in pairwise(sizes)]
         weights[-1] *= 0.1
         biases = [np.zeros(b, np.float32) for b in sizes[1:]]
         values = weights + biases
@@ -262,9 +260,9 @@ class Perceptron:
         """Return log targets, shape (rows,)."""
         state, depth = self.state_, len(self.hidden) + 1
         inputs = self._standardised(_numbers(X, self.features_))
-        last = _stages(
-            inputs, [state[f"weight{i}"] for i in range(depth)], [state[f"bias{i}"] for i in range(depth)]
-        )[-1]
+        last = _stages(inputs, [state[f"weight{i}"] for i in range(depth)], [state[f"bias{i}"] for i in range(depth)])[
+            -1
+        ]
         middle, scale = state["level"]
         return np.asarray(last[:, 0].astype(np.float64) * scale + middle, np.float64)
 
@@ -318,9 +316,7 @@ class Blend:
         weights: Share of each; equal where left out.
     """
 
-    members: Sequence[BoostedTrees | Perceptron] = field(
-        default_factory=lambda: (BoostedTrees(), Perceptron())
-    )
+    members: Sequence[BoostedTrees | Perceptron] = field(default_factory=lambda: (BoostedTrees(), Perceptron()))
     weights: Sequence[float] = ()
 
     def fit(self, X: pd.DataFrame, y: ArrayLike, sample_weight: ArrayLike | None = None) -> Blend:
@@ -375,7 +371,5 @@ def _read_manifest(folder: Path | str) -> dict[str, Any]:
     if manifest.get("format") != FORMAT or manifest.get("kind") not in _KINDS:
         raise FormatError(f"{path}: not a {FORMAT} of a known kind; is this folder a saved regressor?")
     if manifest.get("version") != VERSION:
-        raise FormatError(
-            f"{path}: {FORMAT} version {manifest.get('version')}; this perfpred reads {VERSION}"
-        )
+        raise FormatError(f"{path}: {FORMAT} version {manifest.get('version')}; this perfpred reads {VERSION}")
     return manifest

@@ -170,17 +170,13 @@ def tile_terms(
         multiprocessors; `idle_<a>x<b>`: slots of whole waves over blocks; `tile_best_s`: seconds of the fastest
         candidate, split or not; `tile_best_slow`: the same over the useful work at peak. `tile_best` is its index.
     """
-    seconds = partial(
-        tile_seconds, shape, peak_flops=peak_flops, sm_count=sm_count, dram_bytes_per_s=dram_bytes_per_s
-    )
+    seconds = partial(tile_seconds, shape, peak_flops=peak_flops, sm_count=sm_count, dram_bytes_per_s=dram_bytes_per_s)
     at_peak_s = np.asarray(flops, float) / np.asarray(peak_flops, float)
     terms: dict[str, Array] = {}
     candidates: list[Array] = []
     for rows, columns in TILES:
         whole = seconds((rows, columns))
-        waves = (
-            np.ceil(shape.m / rows) * np.ceil(shape.n / columns) * shape.groups / np.asarray(sm_count, float)
-        )
+        waves = np.ceil(shape.m / rows) * np.ceil(shape.n / columns) * shape.groups / np.asarray(sm_count, float)
         terms[f"slow_{rows}x{columns}"] = np.log(whole / at_peak_s)
         terms[f"waves_{rows}x{columns}"] = np.log(waves)
         terms[f"idle_{rows}x{columns}"] = np.log(np.ceil(waves) / waves)

@@ -20,9 +20,7 @@ PERCEPTRON = Perceptron(hidden=(32, 32), epochs=60, batch=64, learning_rate=5e-3
 def staircase(rows: int = 1500, seed: int = 1) -> tuple[pd.DataFrame, np.ndarray]:
     random = np.random.default_rng(seed)
     width, depth = random.integers(8, 512, rows), random.uniform(0, 3, rows)
-    X = pd.DataFrame(
-        {"log_width": np.log(width), "pad": np.log(np.ceil(width / 64) * 64 / width), "depth": depth}
-    )
+    X = pd.DataFrame({"log_width": np.log(width), "pad": np.log(np.ceil(width / 64) * 64 / width), "depth": depth})
     return X, (X.log_width + X.pad + 0.5 * depth).to_numpy()
 
 
