@@ -36,17 +36,16 @@ _START: Final = {"compute": 1.5, "memory": 1.3, "launch_s": 4e-6, "call_s": 3e-5
 _COPY_BYTES_PER_S: Final = 1e10
 #: Strength of the pull towards the start, as that many rows with a log residual of 1: for the rows of one laboratory,
 #: and for public tables, whose laboratories contradict each other. Chosen on lineages and families held out.
-_PULL_ALONE: Final[Mapping[str, float]] = {
+_PULL: Final[Mapping[str, float]] = {
     "common": 0.02, "compute": 1.0, "memory": 1.0, "launch": 1.0, "compute_size": 1.0, "memory_size": 1.0,
     "compute_device": 3.0, "memory_device": 3.0, "launch_device": 3.0,
     "cell_scale": 0.3, "cell_call": 0.1, "cell_launch": 3.0, "cell_copy": 0.1,
 }  # fmt: skip
-_PULL_MIXED: Final[Mapping[str, float]] = {
+_PULL_SEVERAL: Final[Mapping[str, float]] = {
     "common": 0.02, "compute": 10.0, "memory": 10.0, "launch": 10.0, "compute_size": 8.0, "memory_size": 8.0,
     "compute_device": 15.0, "memory_device": 15.0, "launch_device": 15.0,
     "cell_scale": 0.1, "cell_call": 0.1, "cell_launch": 1.0, "cell_copy": 0.1,
 }  # fmt: skip
-_CELL_KEY: Final = ("device", "lab", "latency_kind")
 _CELL_KEY: Final = ("device", "lab", "latency_kind")
 _CELL: Final = ("cell_scale", "cell_call", "cell_launch", "cell_copy")
 

@@ -9,7 +9,7 @@ import pandas as pd
 import pytest
 
 from perfpred.dataset import engine_frame, layer_frame
-from perfpred.engine_stage import EngineStage, _copies, _layers, _Objective
+from perfpred.engine_stage import _PULL, EngineStage, _copies, _layers, _Objective
 from perfpred.errors import FormatError
 from perfpred.features import bound_s, peak_of
 from perfpred.group import conv_layer
@@ -64,7 +64,9 @@ def test_the_gradient_is_that_of_the_loss() -> None:
     engines, instances = _measured(12)
     layers = _layers(instances.assign(peak=peak_of(instances)), len(engines))
     cell = np.arange(12) % 3
-    objective = _Objective(layers, cell, _copies(engines), np.log(engines["latency_s"].to_numpy()), np.ones(12), 3)
+    objective = _Objective(
+        layers, cell, _copies(engines), np.log(engines["latency_s"].to_numpy()), np.ones(12), 3, _PULL
+    )
     rng = np.random.default_rng(1)
     v = rng.normal(0, 0.1, len(objective._pull))
     slope = objective._loss(v)[1]
