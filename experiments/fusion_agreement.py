@@ -247,7 +247,12 @@ def classic_agreements(corpus: Corpus, folder: Path, *, show: int) -> tuple[list
 
 def report(rows: Sequence[Agreement], failed: Mapping[str, Mapping[str, str]]) -> str:
     """The results as Markdown."""
-    lines = ["# Agreement of the fusion rules with real builders", "", "`make fusion-agreement` writes this page.", ""]
+    lines = [
+        "# Agreement of the fusion rules with real builders",
+        "",
+        "`python experiments/fusion_agreement.py` writes this page.",
+        "",
+    ]
     lines += [
         "| builder | part | networks | F1 | target | exact groups | count error (median) | with copies | trivial F1 | trivial exact |",
         "|---|---|---|---|---|---|---|---|---|---|",

@@ -80,6 +80,7 @@ def test_precision_is_that_of_the_graph(tmp_path: Path) -> None:
 
 
 @needs_rtx
+@pytest.mark.slow
 @pytest.mark.parametrize("name", SAMPLE)
 def test_rules_agree_with_the_real_builder(name: str) -> None:
     corpus = Corpus.load()
