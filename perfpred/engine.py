@@ -1,7 +1,7 @@
 """Layers of a built engine, read from what builders write; no GPU and no TensorRT needed.
 
-Two schemas exist: the classic one of TensorRT 8.2 to 10.x (`Bindings`, `Format/Datatype`) and the newer one of
-TensorRT 11 and TensorRT-RTX (`I/O Tensors`, `Datatype`), which TensorRT-RTX also prints as text when it builds.
+Two schemas exist: the classic one of TensorRT 8.2 to 10.x (`Format/Datatype`) and the newer one of TensorRT 11 and
+TensorRT-RTX (`Datatype`), which TensorRT-RTX also prints as text when it builds.
 """
 
 from __future__ import annotations
@@ -10,7 +10,7 @@ import json
 import re
 from collections import Counter
 from collections.abc import Iterable, Mapping, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any, Final
 
@@ -34,12 +34,7 @@ _DTYPES: Final[Mapping[str, str]] = {
     "FP8": "float8e4m3fn",
     "FP32": "float32",
     "Float": "float32",
-    "UInt8": "uint8",
-    "Int64": "int64",
-    "Int32": "int32",
-    "Int8": "int8",
-    "Int4": "int4",
-    "Bool": "bool",
+    **{word: word.lower() for word in ("UInt8", "Int64", "Int32", "Int8", "Int4", "Bool")},
 }
 _DTYPE_WORD: Final = re.compile("|".join(sorted(_DTYPES, key=len, reverse=True)), re.IGNORECASE)
 _DTYPE_OF_WORD: Final = {word.lower(): dtype for word, dtype in _DTYPES.items()}
@@ -49,6 +44,7 @@ _ROLE_OF_TYPE: Final[Mapping[str, str]] = {
     "signal": "sync",
     "wait": "sync",
     "shape_call": "sync",
+    "cjmp": "sync",
 }
 
 
@@ -100,12 +96,12 @@ class EngineLayer:
     tactic: str = ""
     stream: int = 0
     note: str = ""
-    attributes: Mapping[str, Any] | None = None
+    attributes: Mapping[str, Any] = field(default_factory=dict)
     time_s: float | None = None
 
     @property
     def role(self) -> str:
-        """`compute`, `reformat` (a copy between formats), `noop` or `sync` (stream signals)."""
+        """`compute`, `reformat` (a copy between formats), `noop` or `sync` (signals, jumps)."""
         role = _ROLE_OF_TYPE.get(self.layer_type.lower(), "compute")
         return "compute" if role == "reformat" and self.onnx_nodes and not is_reformat(self.name) else role
 
@@ -170,7 +166,7 @@ def layers_from_inspector(text: str, *, source: str = "inspector") -> tuple[Engi
 def _layer_from_json(record: Any, where: str) -> EngineLayer:
     if not isinstance(record, dict):
         raise EngineFormatError(f"{where}: expected an object, found {type(record).__name__}")
-    name, layer_type = (_field(record, key, str, where) for key in ("Name", "LayerType"))
+    name, layer_type = (_required(record, key, str, where) for key in ("Name", "LayerType"))
     where = f"{where} ('{name}')"
     metadata = record.get("Metadata") or ""
     rest = {k: v for k, v in record.items() if k not in _LAYER_KEYS}
@@ -192,7 +188,7 @@ _LAYER_KEYS: Final = frozenset(
 )
 
 
-def _field(record: Mapping[str, Any], key: str, kind: type, where: str) -> Any:
+def _required(record: Mapping[str, Any], key: str, kind: type, where: str) -> Any:
     value = record.get(key)
     if not isinstance(value, kind):
         found = "nothing" if value is None else type(value).__name__
@@ -202,11 +198,11 @@ def _field(record: Mapping[str, Any], key: str, kind: type, where: str) -> Any:
 
 def _tensors(record: Mapping[str, Any], key: str, where: str) -> tuple[EngineTensor, ...]:
     found = []
-    for item in _field(record, key, list, where):
+    for item in _required(record, key, list, where):
         if not isinstance(item, dict):
             raise EngineFormatError(f"{where}: expected tensor objects in `{key}`, found {type(item).__name__}")
-        name = _field(item, "Name", str, f"{where} {key}")
-        dimensions = _field(item, "Dimensions", list, f"{where} {key} '{name}'")
+        name = _required(item, "Name", str, f"{where} {key}")
+        dimensions = _required(item, "Dimensions", list, f"{where} {key} '{name}'")
         phrase = str(item.get("Format/Datatype") or item.get("Format") or "")
         dtype = dtype_from_words(str(item.get("Datatype") or phrase))
         found.append(EngineTensor(name=name, shape=tuple(map(int, dimensions)), dtype=dtype, format=phrase))
@@ -222,9 +218,11 @@ def dtype_from_words(phrase: str) -> str:
 _LOG_LAYER: Final = re.compile(
     r"Name: (?P<name>.*?), LayerType: (?P<type>[^,]*), Inputs: \[(?P<inputs>.*?)\], "
     r"(?:Constants: \[(?P<constants>.*?)\], )?Outputs: \[(?P<outputs>.*?)\], TacticName: (?P<tactic>.*?), "
-    r"StreamId: (?P<stream>-?\d+)(?:, EventId: (?P<event>-?\d+))?(?:, Metadata: ?(?P<metadata>.*))?$",
+    r"StreamId: (?P<stream>-?\d+)(?P<rest>(?:, (?!Metadata:)\w+: [^,]*)*)(?:, Metadata: ?(?P<metadata>.*))?$",
     re.DOTALL,
 )
+#: Events of streams and jumps of loops: `EventId`, `JumpTargetThen`.
+_LOG_FIELD: Final = re.compile(r", (\w+): ([^,]*)")
 _LOG_TENSOR: Final = re.compile(
     r"\{ Name: (?P<name>.*?), Dimensions: \[(?P<shape>[-\d,]*)\](?:, Strides: \[[-\d,]*\])?"
     r"(?:, StrideOrder: \[[-\d,]*\])?, Datatype: (?P<dtype>[^,}]*)(?:, Format: (?P<format>[^}]*?))? ?\}"
@@ -274,7 +272,7 @@ def _layer_from_log(line: str, where: str) -> EngineLayer:
         tactic=match["tactic"],
         stream=int(match["stream"]),
         note=note_from_metadata(metadata),
-        attributes={"Constants": tensors["constants"]} if tensors["constants"] else None,
+        attributes={"Constants": tensors["constants"], **dict(_LOG_FIELD.findall(match["rest"]))},
     )
 
 
@@ -329,8 +327,8 @@ def partition_from_engine(
     """Assigns each ONNX node that the engine names to one layer.
 
     A node named by several layers (an input copy and the convolution it feeds) goes to the first of those that is
-    not a generated kernel, else to the first that reads anything. Nodes between the ends of a `{ForeignNode[a...b]}` that no other layer
-    names belong to that layer.
+    not a generated kernel, else to the first that reads anything. Nodes between the ends of a `{ForeignNode[a...b]}`
+    that no other layer names belong to that layer.
 
     Returns:
         Every layer with its nodes in topological order; no nodes for copies, signals and unmatched names.
@@ -339,18 +337,15 @@ def partition_from_engine(
     owner: dict[str, int] = {}
     spans: list[tuple[int, int, int]] = []
     for index, layer in enumerate(layers):
-        if layer.role in ("sync", "reformat") or is_reformat(layer.name):
+        if layer.role in ("sync", "reformat"):
             continue
-        names: list[str | None] = [resolve(n, position) for n in layer.onnx_nodes]
         if "ForeignNode" in layer.name and len(layer.onnx_nodes) <= 2:
             for part in parts(layer.name):
                 if isinstance(part, tuple):
                     ends = [position[n] for n in (resolve(p, position) for p in part) if n is not None]
                     if ends:
                         spans.append((index, min(ends), max(ends) if len(ends) > 1 else len(position) - 1))
-        for name in names:
-            if name is None:
-                continue
+        for name in filter(None, (resolve(n, position) for n in layer.onnx_nodes)):
             held = owner.get(name)
             if held is None or _claim(layer) > _claim(layers[held]):
                 owner[name] = index

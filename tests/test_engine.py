@@ -194,6 +194,13 @@ def test_build_log_keeps_every_tensor_and_the_events() -> None:
     assert (wait.role, wait.stream, wait.onnx_nodes) == ("sync", 1, ())
 
 
+def test_build_log_of_a_loop_keeps_its_jumps() -> None:
+    jump = log("jump", "cjmp", "").replace("StreamId: 0,", "StreamId: 0, JumpTargetThen: a_0, JumpTargetElse: b_1,")
+    (layer,) = layers_from_build_log(build_log(jump))
+    assert layer.role == "sync"
+    assert layer.attributes["JumpTargetElse"] == "b_1"
+
+
 @pytest.mark.parametrize(
     ("text", "message"),
     [
