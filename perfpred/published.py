@@ -91,8 +91,8 @@ REBUILT: Final[Mapping[tuple[str, str], str]] = {
         for version in (1, 2)
         for depth in (50, 101, 152)
     },
-    ("tf_trt_models", "mobilenet_v1_0p25_128"): "published.mobilenet_v1_x25",
-    ("tf_trt_models", "mobilenet_v1_0p5_160"): "published.mobilenet_v1_x50",
+    ("tf_trt_models", "mobilenet_v1_0p25_128"): "classic.mobilenet-v1-0.25",
+    ("tf_trt_models", "mobilenet_v1_0p5_160"): "classic.mobilenet-v1-0.5",
     **{
         (f"inference_results_v{version}", f"mlperf-{network}"): f"published.{name}"
         for version in ("0.7", "1.1", "2.0")

@@ -330,8 +330,6 @@ _IMAGES: tuple[tuple[str, str, str, str, Callable[[], nn.Module], int, int], ...
         (f"mobilenet_v1_x{scale}", "mobilenetv1", "mobilenet", _PADDLE, partial(_gen_mobilenet_v1, "mobilenetv1_100", scale / 100), 224, 224)
         for scale in (25, 50, 75)
     ),
-    ("mobilenet_v1_x25@128", "mobilenetv1", "mobilenet", _SLIM, partial(_gen_mobilenet_v1, "mobilenetv1_100", 0.25), 128, 128),
-    ("mobilenet_v1_x50@160", "mobilenetv1", "mobilenet", _SLIM, partial(_gen_mobilenet_v1, "mobilenetv1_100", 0.5), 160, 160),
     *(
         (f"mobilenet_v2_x{scale}", "mobilenetv2", "mobilenet", _PADDLE, partial(MobileNetV2, width_mult=scale / 100, round_nearest=1), 224, 224)
         for scale in (25, 50, 75, 150)
