@@ -3,18 +3,23 @@
 from __future__ import annotations
 
 import sys
+import time
 from collections.abc import Sequence
 from enum import Enum
 from pathlib import Path
-from typing import Annotated, Any
+from typing import TYPE_CHECKING, Annotated
 
 import typer
 from rich.markup import escape
-from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeElapsedColumn, TimeRemainingColumn
+from rich.progress import BarColumn, MofNCompleteColumn, TextColumn, TimeElapsedColumn, TimeRemainingColumn
+from rich.progress import Progress as ProgressBar
 
 from perfpred.arguments import parse_numbers
 from perfpred.consoles import show_on
 from perfpred.errors import UsageError
+
+if TYPE_CHECKING:
+    from perfpred.campaign import Progress
 
 out = show_on(sys.stdout)
 err = show_on(sys.stderr)
@@ -99,13 +104,14 @@ def collect(
         TimeElapsedColumn(),
         TimeRemainingColumn(),
     )
-    with Progress(*columns, console=err) as bar:
+    begin = time.monotonic()
+    with ProgressBar(*columns, console=err) as bar:
         task = bar.add_task("rows", total=len(asked.units), note="")
 
-        def shown(progress: Any) -> None:
-            bar.update(
-                task, completed=progress.done, note=f"{progress.failed} failed, {progress.rows_per_minute:.0f}/min"
-            )
+        def shown(progress: Progress) -> None:
+            rate = 60 * progress.done / max(time.monotonic() - begin, 1e-6)
+            note = f"{sum(progress.failed.values())} failed, {rate:.0f}/min"
+            bar.update(task, completed=progress.skipped + progress.done, note=note)
 
         run_plan(
             asked,
