@@ -16,18 +16,12 @@ from typing import Any, Final
 import numpy as np
 import pandas as pd
 from scipy.optimize import minimize
-from scipy.sparse import csr_matrix
 
+from perfpred.distinct import CLASSES, DistinctLayers, distinct_layers
 from perfpred.errors import FormatError
-from perfpred.features import peak_of
-from perfpred.layer import DTYPE_BITS, KINDS
 
 Array = np.ndarray
 
-#: Kinds of efficiency: the layer kinds, with pointwise and grouped convolutions apart from dense ones.
-CLASSES: Final = (*KINDS, "conv1x1", "grouped_conv")
-#: Classes that run on tensor cores where the device has them; the others run at the rate of the CUDA cores.
-_TENSOR_CLASSES: Final = frozenset({"conv", "conv1x1", "deconv", "gemm", "attention", "recurrent"})
 _SHARPNESS: Final = 4.0
 #: Log residuals beyond this count linearly: public tables hold rows that contradict each other.
 _ROBUST: Final = 0.2
@@ -42,105 +36,12 @@ _PULL: Final[Mapping[str, float]] = {
     "cell_scale": 0.3, "cell_call": 0.1, "cell_launch": 3.0, "cell_copy": 0.1,
 }  # fmt: skip
 _PULL_SEVERAL: Final[Mapping[str, float]] = {
-    "common": 0.02, "compute": 10.0, "memory": 10.0, "launch": 10.0, "compute_size": 8.0, "memory_size": 8.0,
+    **_PULL, "compute": 10.0, "memory": 10.0, "launch": 10.0, "compute_size": 8.0, "memory_size": 8.0,
     "compute_device": 15.0, "memory_device": 15.0, "launch_device": 15.0,
-    "cell_scale": 0.1, "cell_call": 0.1, "cell_launch": 1.0, "cell_copy": 0.1,
+    "cell_scale": 0.1, "cell_launch": 1.0,
 }  # fmt: skip
 _CELL_KEY: Final = ("device", "lab", "latency_kind")
 _CELL: Final = ("cell_scale", "cell_call", "cell_launch", "cell_copy")
-
-
-@dataclass(frozen=True, slots=True, kw_only=True)
-class _Layers:
-    """Distinct layers and how often each engine holds them, in numbers."""
-
-    counts: csr_matrix
-    classes: Array
-    launches: Array
-    compute_s: Array
-    memory_s: Array
-    compute_size: Array
-    memory_size: Array
-    device: Array
-    copied: Array
-    index: Array
-
-
-def _saturation(x: Array, half: float | Array) -> Array:
-    made: Array = np.log(x / (x + half))
-    return made
-
-
-def _layers(instances: pd.DataFrame, n_engines: int) -> _Layers:
-    """Reduces instances to distinct layers on distinct devices; most layers of a network repeat."""
-    numbers = {c: pd.to_numeric(instances[c]).to_numpy(float, na_value=np.nan) for c in _NUMBERS}
-    table = pd.DataFrame({**numbers, "kind": instances["kind"].to_numpy(), "dtype": instances["dtype"].to_numpy()})
-    group = table.groupby(list(table.columns), dropna=False, sort=False).ngroup().to_numpy()
-    first = np.unique(group, return_index=True)[1]
-    u = table.iloc[first].reset_index(drop=True)
-    rows = instances["row"].to_numpy(int)
-    counts = csr_matrix((np.ones(len(group)), (rows, group)), shape=(n_engines, len(u)))
-
-    groups = u["groups"].fillna(1.0).to_numpy()
-    classes = u["kind"].to_numpy(object).copy()
-    dense = (u["kind"] == "conv").to_numpy()
-    classes[dense & (u["r"] * u["s"] == 1).to_numpy()] = "conv1x1"
-    classes[dense & (groups > 1)] = "grouped_conv"
-    codes = pd.Categorical(classes, categories=CLASSES).codes.astype(int)
-
-    bits = u["dtype"].map(dict(DTYPE_BITS)).fillna(32).to_numpy(float)
-    half, byte = bits == 16, bits <= 8
-    wide = u["peak"].to_numpy()
-    tensor_cores = (u["peak_fp16"] > 2.5 * u["peak_fp32"]).to_numpy()
-    narrow = np.where(half, np.minimum(u["peak_fp16"], 2 * u["peak_fp32"]), np.where(byte, 4, 1) * u["peak_fp32"])
-    rate = np.where(np.isin(classes, list(_TENSOR_CLASSES)), wide, np.minimum(narrow, wide))
-    m, n, k = (u[c].fillna(1.0).to_numpy() for c in ("m", "n", "k"))
-    outputs = np.maximum(u["output_bytes"].to_numpy() * 8 / bits / 1024, 1.0)
-    blocks = np.where(np.isnan(u["m"]), outputs, np.ceil(m / 64) * np.ceil(n / 64) * groups)
-    waves = blocks / u["sm_count"].to_numpy()
-    # A recurrent layer is a launch per time step: its work over that of one step.
-    steps = u["flops"].to_numpy() / np.maximum(2 * m * n * k * groups, 1.0)
-    launches = np.where((u["kind"] == "recurrent").to_numpy(), np.maximum(steps, 1.0), 1.0)
-    dram, bandwidth = np.maximum(u["dram_bytes"].to_numpy(), 1.0), u["dram_bytes_per_s"].to_numpy()
-    square = (u["r"] == 3) & (u["stride"] == 1) & (groups == 1)
-    compute_size = np.column_stack(
-        [
-            _saturation(waves, 1.0), _saturation(waves, 8.0), _saturation(k, 64.0), _saturation(k, 512.0),
-            _saturation(n, 64.0), np.log(waves / np.ceil(waves)), square, u["r"] > 3, u["c"].fillna(8) % 8 != 0,
-            half, byte, half & tensor_cores,
-        ]
-    )  # fmt: skip
-    memory_size = np.column_stack(
-        [
-            1 / (1 + u["l2_bytes"].to_numpy() / dram), _saturation(dram, 3e-6 * bandwidth),
-            u["weight_bytes"].to_numpy() / dram, half, byte,
-        ]
-    )  # fmt: skip
-    return _Layers(
-        counts=counts,
-        classes=codes,
-        launches=launches,
-        compute_s=u["flops"].to_numpy() / rate + 1e-12,
-        memory_s=u["dram_bytes"].to_numpy() / bandwidth + 1e-12,
-        compute_size=compute_size.astype(float),
-        memory_size=memory_size.astype(float),
-        device=np.column_stack(
-            [
-                tensor_cores - 0.5,
-                np.log(u["peak_fp16"].to_numpy() / bandwidth / 100),
-                np.log(u["sm_count"].to_numpy() / 10),
-                np.log(u["clock_hz"].to_numpy() / 1.3e9),
-            ]
-        ),
-        copied=np.where(u["kind"] == "reformat", dram, 0.0),
-        index=group,
-    )
-
-
-_NUMBERS: Final = (
-    "flops", "dram_bytes", "weight_bytes", "output_bytes", "m", "n", "k", "groups", "c", "r", "s", "stride",
-    "sm_count", "clock_hz", "dram_bytes_per_s", "l2_bytes", "peak", "peak_fp32", "peak_fp16",
-)  # fmt: skip
 
 
 @dataclass
@@ -167,7 +68,7 @@ class EngineStage:
             instances: As `perfpred.instances.layer_instances` gives them.
             engines: The engines in the order of the instances' `row`, with device, lab, latency_kind, latency_s.
         """
-        layers = _layers(instances.assign(peak=peak_of(instances)), len(engines))
+        layers = distinct_layers(instances, len(engines))
         cell = cell_of(engines)
         self.cells_ = tuple(sorted(cell.unique()))
         code = pd.Categorical(cell, categories=self.cells_).codes.astype(int)
@@ -175,44 +76,43 @@ class EngineStage:
         weight = np.bincount(code)[code] ** -0.5
         weight /= weight.mean()
         several = bool(engines["lab"].nunique(dropna=False) > 1)
-        pull = _PULL_SEVERAL if several else _PULL
+        pull, stays = (_PULL_SEVERAL, "noise_several") if several else (_PULL, "noise")
         objective = _Objective(layers, code, _copies(engines), log_latency, weight, len(self.cells_), pull)
         self.parameters_ = objective.solve()
         features = self._engine_features(layers, engines)
         self.process_ = {"mean": features.mean(axis=0), "spread": features.std(axis=0) + 1e-9}
         if self.smooth:
             residual = np.clip(log_latency - self._log_physics(layers, engines), -0.6, 0.6)
-            noise = _PROCESS["noise_several" if several else "noise"] ** 2 / np.clip(weight, 0.3, 3.0)
+            noise = _PROCESS[stays] ** 2 / np.clip(weight, 0.3, 3.0)
             self._fit_process(self._similarity(layers, engines), residual, noise)
         return self
 
     def predict(self, instances: pd.DataFrame, engines: pd.DataFrame) -> Array:
         """Log of the latency of each engine, log seconds; shape (n_engines,)."""
-        layers = _layers(instances.assign(peak=peak_of(instances)), len(engines))
+        layers = distinct_layers(instances, len(engines))
         made = self._log_physics(layers, engines)
         if self.smooth:
-            made = (
-                made + _kernel(self._similarity(layers, engines), self.process_["landmarks"]) @ self.process_["weights"]
-            )
+            alike = _kernel(self._similarity(layers, engines), self.process_["landmarks"])
+            made = made + alike @ self.process_["weights"]
         return made
 
     def similarity(self, instances: pd.DataFrame, engines: pd.DataFrame) -> Array:
         """Standardised features in which near engines err alike; shape (n_engines, n_features)."""
-        return self._similarity(_layers(instances.assign(peak=peak_of(instances)), len(engines)), engines)
+        return self._similarity(distinct_layers(instances, len(engines)), engines)
 
-    def _similarity(self, layers: _Layers, engines: pd.DataFrame) -> Array:
+    def _similarity(self, layers: DistinctLayers, engines: pd.DataFrame) -> Array:
         made: Array = (self._engine_features(layers, engines) - self.process_["mean"]) / self.process_["spread"]
         return made
 
     def layer_times(self, instances: pd.DataFrame) -> Array:
         """Time of each layer, seconds; shape (n_layers,)."""
         n_engines = int(instances["row"].max()) + 1
-        layers = _layers(instances.assign(peak=peak_of(instances)), n_engines)
+        layers = distinct_layers(instances, n_engines)
         work, launch = _layer_times(layers, self.parameters_)[:2]
         made: Array = (work + launch)[layers.index]
         return made
 
-    def _log_physics(self, layers: _Layers, engines: pd.DataFrame) -> Array:
+    def _log_physics(self, layers: DistinctLayers, engines: pd.DataFrame) -> Array:
         work, launch = _layer_times(layers, self.parameters_)[:2]
         cell = {name: self._of_cell(name, engines) for name in _CELL}
         total = layers.counts @ work + (layers.counts @ launch) * np.exp(cell["cell_launch"])
@@ -244,7 +144,7 @@ class EngineStage:
             made = np.where(np.isnan(made) & applies, found * factor, made)
         return np.where(np.isnan(made), 0.0, made)
 
-    def _engine_features(self, layers: _Layers, engines: pd.DataFrame) -> Array:
+    def _engine_features(self, layers: DistinctLayers, engines: pd.DataFrame) -> Array:
         """What makes engines similar: shares of time by class, totals, precision, device; shape (n, n_features)."""
         work, launch = _layer_times(layers, self.parameters_)[:2]
         time = work + launch
@@ -325,7 +225,7 @@ def _copies(engines: pd.DataFrame) -> Array:
     return (engines["latency_kind"] == "with_io").to_numpy(float)
 
 
-def _layer_times(layers: _Layers, p: Mapping[str, Array]) -> tuple[Array, Array, Array]:
+def _layer_times(layers: DistinctLayers, p: Mapping[str, Array]) -> tuple[Array, Array, Array]:
     """Working time and launch of each distinct layer, seconds, and the computing share of the smooth maximum."""
     common = p["common"]
     log_compute = np.log(layers.compute_s * _START["compute"]) + common[0] + p["compute"][layers.classes]
@@ -344,7 +244,7 @@ class _Objective:
 
     def __init__(
         self,
-        layers: _Layers,
+        layers: DistinctLayers,
         cell: Array,
         copies: Array,
         log_latency: Array,

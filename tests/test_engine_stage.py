@@ -9,9 +9,10 @@ import pandas as pd
 import pytest
 
 from perfpred.dataset import engine_frame, layer_frame
-from perfpred.engine_stage import _PULL, EngineStage, _copies, _layers, _Objective
+from perfpred.distinct import distinct_layers
+from perfpred.engine_stage import _PULL, EngineStage, _copies, _Objective
 from perfpred.errors import FormatError
-from perfpred.features import bound_s, peak_of
+from perfpred.features import bound_s
 from perfpred.group import conv_layer
 from perfpred.instances import layer_instances
 from perfpred.shots import Shots
@@ -62,7 +63,7 @@ def _part(engines: pd.DataFrame, instances: pd.DataFrame, kept: np.ndarray) -> t
 
 def test_the_gradient_is_that_of_the_loss() -> None:
     engines, instances = _measured(12)
-    layers = _layers(instances.assign(peak=peak_of(instances)), len(engines))
+    layers = distinct_layers(instances, len(engines))
     cell = np.arange(12) % 3
     objective = _Objective(
         layers, cell, _copies(engines), np.log(engines["latency_s"].to_numpy()), np.ones(12), 3, _PULL
