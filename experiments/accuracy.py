@@ -1,0 +1,204 @@
+"""How far off is each predictor and baseline on lineages, families and devices it never saw?
+
+Command: PERFPRED_REFERENCE_DATA=... python experiments/accuracy.py [--published DATASET]
+Output: experiments/results/accuracy.csv, .json, .md and .png
+
+Grouped splits alone, five folds: whole lineages, whole families, or whole devices and partition sizes are left out.
+Every baseline is calibrated on the same training rows, per device, precision and latency kind, on the nodes as the
+network has them and on the fused layers. Places left out overlap: a row counts for its device and for its partition.
+The predictor is compared with the baseline that turned out best on the tested rows themselves, which favours the
+baselines. Without reference data the measured datasets alone are scored; `--published` names the folder where
+`perfpred import published` already wrote the published tables.
+"""
+
+from __future__ import annotations
+
+import argparse
+import time
+from collections.abc import Iterator, Sequence
+
+import numpy as np
+import pandas as pd
+from written import RESULTS, percent, reference_data, write
+
+from perfpred.corpus import datasets_folder
+from perfpred.dataset import Dataset, concat
+from perfpred.errors import DatasetError
+from perfpred.evaluate import evaluate
+from perfpred.imports import dataset_from_published
+from perfpred.plots import COLOURS, figure
+from perfpred.predictor import LatencyPredictor
+from perfpred.scores import error_ratio, score_table
+
+MEASURED = ("gpu-onnxruntime", "cpu-onnxruntime")
+PUBLISHED = "published TensorRT"
+TABLES = ("tensorrt_published.csv", "tensorrt_published_detectors.csv")
+PROTOCOLS = ("lineage", "family", "device")
+FOLDS = 5
+SEED = 0
+CELL = ["dataset", "protocol", "latency_kind"]
+SCORES = [
+    "n", "n_networks", "mape", "macro_mape", "median_ape", "within_10", "kendall_tau", "concordance", "coverage",
+    "width",
+]  # fmt: skip
+ALL = "all"
+LABELS = {"": "perfpred", "node": "baselines on nodes", "fused": "baselines on fused layers"}
+
+
+def published_dataset(imported: str | None = None) -> Dataset | None:
+    """The published tables as a dataset: read where already imported, else imported, which takes minutes."""
+    if imported:
+        return Dataset.read(imported)
+    folder = reference_data()
+    return concat([dataset_from_published(folder / table) for table in TABLES]) if folder else None
+
+
+def datasets(imported: str | None) -> Iterator[tuple[str, Dataset]]:
+    """What is scored, by name."""
+    for name in MEASURED:
+        yield name, Dataset.read(datasets_folder() / name)
+    published = published_dataset(imported)
+    if published is not None:
+        yield PUBLISHED, published
+
+
+def baselines_of(rows: pd.DataFrame, level: str = "") -> list[str]:
+    """Baseline columns of predictions, of one level or of all."""
+    return [str(c) for c in rows if (":" in str(c) and str(c).startswith(level)) or (not level and c == "nearest")]
+
+
+def scored(rows: pd.DataFrame) -> pd.DataFrame:
+    """Scores of the predictor and all baselines, all latency kinds together and apart."""
+    columns = ["predicted_s", *baselines_of(rows)]
+    apart = score_table(rows, columns) if rows["latency_kind"].nunique() > 1 else pd.DataFrame()
+    together = score_table(rows, columns, by=()).assign(latency_kind=ALL)
+    table = pd.concat([together, apart], ignore_index=True)
+    level, _, name = table["prediction"].str.rpartition(":").to_numpy().T
+    return table.assign(level=level, prediction=np.where(name == "predicted_s", "perfpred", name))
+
+
+def ratios(rows: pd.DataFrame) -> list[dict[str, object]]:
+    """Error of the best baseline of each level over that of the predictor, over all kinds together and apart."""
+    parts = [(ALL, rows), *(rows.groupby("latency_kind") if rows["latency_kind"].nunique() > 1 else [])]
+    made = []
+    for kind, part in parts:
+        for level in ("node", "fused"):
+            mape = {c: (part[c] / part["measured_s"] - 1).abs().mean() for c in baselines_of(part, f"{level}:")}
+            best = min(mape, key=mape.__getitem__)
+            against = error_ratio(part, part[best], part["predicted_s"], seed=SEED)
+            made.append(
+                {
+                    "latency_kind": kind, "best of": level, "baseline": best.partition(":")[2], "n": len(part),
+                    "families": int(part["family"].nunique()), "baseline_mape": mape[best],
+                    "perfpred_mape": float((part["predicted_s"] / part["measured_s"] - 1).abs().mean()), **against,
+                }
+            )  # fmt: skip
+    return made
+
+
+def left_out(rows: pd.DataFrame) -> pd.DataFrame:
+    """Error on each device or partition size left out, with the best scaled baseline of the nodes beside it."""
+    table = score_table(rows, ["predicted_s", "node:scaled_roofline", "fused:scaled_roofline", "nearest"], by=["fold"])
+    wide = table.pivot(index="fold", columns="prediction", values="mape").reset_index()
+    own = table[table["prediction"] == "predicted_s"][["fold", "n", "within_10", "coverage", "width"]]
+    return own.merge(wide, on="fold").rename(columns={"predicted_s": "perfpred", "fold": "left out"})
+
+
+def evaluated(name: str, dataset: Dataset, protocol: str) -> dict[str, pd.DataFrame] | None:
+    """All tables of one dataset under one protocol; `None` where the dataset has too few groups."""
+    begun = time.monotonic()
+    try:
+        found = evaluate([LatencyPredictor()], dataset, protocol=protocol, folds=FOLDS, seed=SEED)
+    except DatasetError as error:
+        print(f"{name}: {error}")
+        return None
+    rows = found.predictions
+    floor = found.noise.get("mape")
+    made = {
+        "scores": scored(rows).assign(noise_mape=floor),
+        "ratios": pd.DataFrame(ratios(rows)),
+        "left out": left_out(rows) if protocol == "device" else pd.DataFrame(),
+    }
+    print(f"{name}, {protocol}: {len(rows)} rows, {time.monotonic() - begun:.0f} s", flush=True)
+    return {key: table.assign(dataset=name, protocol=protocol) for key, table in made.items()}
+
+
+def findings(scores: pd.DataFrame, ratio: pd.DataFrame) -> list[str]:
+    """Sentences with the numbers of the tables."""
+    said = []
+    whole = scores[(scores["latency_kind"] == ALL) & (scores["prediction"] == "perfpred")]
+    for row in whole.to_dict("records"):
+        floor = row["noise_mape"]
+        against = ratio[(ratio[CELL] == [row[c] for c in CELL]).all(axis=1)].set_index("best of")
+        compared = " and ".join(
+            f"the best baseline on "
+            f"{'nodes' if level == 'node' else 'fused layers'} ({best['baseline']}) has {best['ratio']:.2f} times as much ({best['low']:.2f} to {best['high']:.2f})"
+            for level, best in against.iterrows()
+        )
+        said.append(
+            f"{row['dataset']}, unseen {row['protocol']} ({row['n']} rows, {row['n_networks']} networks): MAPE "
+            f"{percent(row['mape'])}, median {percent(row['median_ape'])}, {compared}. The 90 % intervals hold "
+            f"{percent(row['coverage'])} and are {row['width']:.2f} of the prediction wide; "
+            + (f"noise floor {percent(floor)}." if pd.notna(floor) else "nothing was built twice: no noise floor.")
+        )
+    return said
+
+
+def draw(scores: pd.DataFrame) -> None:
+    """MAPE of the predictor and of every calibrated baseline, one line a dataset and protocol."""
+    whole = scores[(scores["latency_kind"] == ALL) & (scores["prediction"] != "roofline")]
+    cells = list(whole.groupby(["dataset", "protocol"], sort=False))
+    with figure(RESULTS / "accuracy.png", width=7.2, height=0.6 + 0.38 * len(cells)) as axes:
+        for place, (_, part) in enumerate(cells):
+            for colour, (level, label) in zip(COLOURS, LABELS.items(), strict=False):
+                dots = part[(part["level"] == level) & (part["prediction"] != "nearest")]
+                shown = label if place == 0 else None
+                marker = "D" if label == "perfpred" else "|"
+                axes.plot(100 * dots["mape"], [place] * len(dots), marker, color=colour, label=shown, ms=7, mew=1.8)
+        axes.set_yticks(range(len(cells)), [", unseen ".join(name) for name, _ in cells])
+        axes.set_xlabel("MAPE, %")
+        axes.set_xscale("log")
+        axes.invert_yaxis()
+        axes.legend(frameon=False, fontsize="small")
+
+
+def report(made: Sequence[dict[str, pd.DataFrame]]) -> None:
+    """Writes the results of all datasets and protocols."""
+    scores, ratio, places = (
+        pd.concat([tables[key] for tables in made], ignore_index=True) for key in ("scores", "ratios", "left out")
+    )
+    scores = scores[[*CELL, "level", "prediction", *SCORES, "n_missing", "noise_mape"]]
+    whole = scores[scores["latency_kind"] == ALL].drop(columns=["latency_kind", "n_missing"])
+    draw(scores)
+    said = findings(scores, ratio)
+    write(
+        "accuracy",
+        "Accuracy on lineages, families and devices never trained on",
+        tables={
+            "scores": scores,
+            "Error of the best baseline over that of perfpred, 90 % interval over families": _first(ratio, CELL),
+            "Every predictor and baseline": whole,
+            "Each device or partition size left out": _first(places, ["dataset", "left out"]).drop(columns="protocol"),
+        },
+        findings=said,
+        figures=["accuracy.png"],
+        most=150,
+    )
+    print("\n".join(said))
+
+
+def main() -> None:
+    """Scores every dataset under every protocol."""
+    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
+    parser.add_argument("--published", metavar="DATASET", help="folder where the published tables are imported")
+    imported = parser.parse_args().published
+    made = [evaluated(name, dataset, protocol) for name, dataset in datasets(imported) for protocol in PROTOCOLS]
+    report([tables for tables in made if tables])
+
+
+def _first(table: pd.DataFrame, columns: list[str]) -> pd.DataFrame:
+    return table[[*columns, *(c for c in table if c not in columns)]]
+
+
+if __name__ == "__main__":
+    main()
