@@ -71,7 +71,7 @@ class LatencyPredictor:
         Raises:
             DatasetError: There is nothing to learn from, or runtimes are mixed.
         """
-        engines = dataset.good.reset_index(drop=True)
+        engines = _learnable(dataset)
         runtimes = sorted(engines["runtime"].dropna().unique())
         if len(engines) < 4:
             raise DatasetError(f"{len(engines)} measured engines are too few to train on; collect at least 4")
@@ -102,11 +102,11 @@ class LatencyPredictor:
         return Stages(drop=self.drop, trees=self.trees, seed=self.seed)
 
     def out_of_fold(self, dataset: Dataset) -> np.ndarray:
-        """Latency of each good engine by stages that never saw its lineage, seconds; shape (n_good,).
+        """Latency of each engine `fit` learns from, by stages that never saw its lineage, seconds; shape (n_engines,).
 
         Tables of single layers are large: there one fold in five stands for all, and the others' rows are NaN.
         """
-        engines = dataset.good.reset_index(drop=True)
+        engines = _learnable(dataset)
         instances = layer_instances(engines, dataset.layers_at(self.level))
         times = layer_times(instances, engines, dataset)
         groups = _groups(engines)
@@ -327,6 +327,12 @@ def _read_manifest(path: Path) -> dict[str, Any]:
             "Upgrade perfpred, or train the predictor again."
         )
     return manifest
+
+
+def _learnable(dataset: Dataset) -> pd.DataFrame:
+    """Measured engines, those built with the optimiser switched off left out: their layers are not the fused ones."""
+    good = dataset.good
+    return good[good["optimisation"].ne("off")].reset_index(drop=True)
 
 
 def _groups(engines: pd.DataFrame) -> pd.Series[str]:
