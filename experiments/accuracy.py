@@ -42,6 +42,7 @@ SCORES = [
     "width",
 ]  # fmt: skip
 ALL = "all"
+TICKS = (10, 20, 30, 50, 70, 100, 150)
 LABELS = {"": "perfpred", "node": "baselines on nodes", "fused": "baselines on fused layers"}
 
 
@@ -148,7 +149,7 @@ def draw(scores: pd.DataFrame) -> None:
     """MAPE of the predictor and of every calibrated baseline, one line a dataset and protocol."""
     whole = scores[(scores["latency_kind"] == ALL) & (scores["prediction"] != "roofline")]
     cells = list(whole.groupby(["dataset", "protocol"], sort=False))
-    with figure(RESULTS / "accuracy.png", width=7.2, height=0.6 + 0.38 * len(cells)) as axes:
+    with figure(RESULTS / "accuracy.png", width=7.2, height=1.2 + 0.38 * len(cells)) as axes:
         for place, (_, part) in enumerate(cells):
             for colour, (level, label) in zip(COLOURS, LABELS.items(), strict=False):
                 dots = part[(part["level"] == level) & (part["prediction"] != "nearest")]
@@ -158,8 +159,10 @@ def draw(scores: pd.DataFrame) -> None:
         axes.set_yticks(range(len(cells)), [", unseen ".join(name) for name, _ in cells])
         axes.set_xlabel("MAPE, %")
         axes.set_xscale("log")
-        axes.invert_yaxis()
-        axes.legend(frameon=False, fontsize="small")
+        axes.set_xticks(TICKS, map(str, TICKS))
+        axes.minorticks_off()
+        axes.set_ylim(len(cells) - 0.5, -0.5)
+        axes.figure.legend(frameon=False, fontsize="small", loc="outside lower center", ncols=3)
 
 
 def report(made: Sequence[dict[str, pd.DataFrame]]) -> None:
