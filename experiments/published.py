@@ -201,18 +201,18 @@ def _large(engines: pd.DataFrame, chosen: np.ndarray) -> bool:
 
 
 def intervals(rows: Rows, made: np.ndarray, family: np.ndarray, jetson: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
-    """Conformal interval of each row from the held-out residuals of other families on the same sort of device."""
+    """Conformal interval of each row from the held-out residuals of other families, by sort of device and method."""
     residual = np.log(rows.latency_s / made)
     low, high = np.full(len(made), np.nan), np.full(len(made), np.nan)
     known = rows.engines.groupby(rows.cell)["family"].transform("nunique").to_numpy() > 1
+    framework = (rows.engines["latency_kind"] == "framework_mean").to_numpy()
     for one in np.unique(family):
-        for sort in (True, False):
-            for method in (True, False):
-                asked = (family == one) & (jetson == sort) & (known == method)
-                pool = residual[(family != one) & (jetson == sort) & known]
-                share = min(LEVEL * (len(pool) + 1) / len(pool), 1.0)
-                ends = np.quantile(pool, [(1 - share) / 2, (1 + share) / 2])
-                low[asked], high[asked] = made[asked] * np.exp(ends[0]), made[asked] * np.exp(ends[1])
+        for sort in (jetson, ~jetson & framework, ~jetson & ~framework):
+            asked = (family == one) & sort
+            pool = residual[(family != one) & sort & known]
+            share = min(LEVEL * (len(pool) + 1) / len(pool), 1.0)
+            ends = np.quantile(pool, [(1 - share) / 2, (1 + share) / 2])
+            low[asked], high[asked] = made[asked] * np.exp(ends[0]), made[asked] * np.exp(ends[1])
     return low, high
 
 
