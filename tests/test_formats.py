@@ -90,7 +90,7 @@ def test_json_files(kind: str, tmp_path: Path) -> None:
 
 def test_predictor_folders_survive_no_cut(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(stages, "_FEWEST_ENGINES", 20)  # so that there are trees to be cut
-    LatencyPredictor(folds=0).fit(dataset()).save(tmp_path / "p")
+    LatencyPredictor(folds=0, trees=True).fit(dataset()).save(tmp_path / "p")
     manifest = tmp_path / "p" / "manifest.json"
     content = json.loads(manifest.read_text())
     for key in ("stages", "transfers", "residuals", "contrast", "facts", "name", "level", "drop", "seed"):
