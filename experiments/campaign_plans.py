@@ -1,17 +1,18 @@
 """Which engines do the measuring campaigns plan?
 
 Command: python experiments/campaign_plans.py
-Output: datasets/gpu-onnxruntime/plan-h100.json, plan-h200.json and datasets/cpu-onnxruntime/plan.json
+Output: datasets/gpu-onnxruntime/plan-all.json and datasets/cpu-onnxruntime/plan.json
 
-Every family meets every partition, its networks by turns; precisions, batch sizes, kernel traces and further options
-are sampled by a hash of the name. Networks come in rounds, one of each family at a time: a campaign that stops early
-covers all families.
+Every network meets the whole GPU and some partitions, so that every family meets every partition; precisions, batch
+sizes, kernel traces and further options are sampled by a hash of the name. Networks come in rounds, one of each family
+at a time: a campaign that stops early covers all families.
 """
 
 from __future__ import annotations
 
 import hashlib
 from collections.abc import Iterator, Sequence
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -23,8 +24,8 @@ from perfpred.unit import Plan, Unit
 
 ROOT = Path(__file__).resolve().parent.parent / "datasets"
 PARTITIONS: Sequence[int | None] = (None, 64, 32, 16, 8)
-#: Longest engine worth planning: below it a hundred replays take seconds, and every device meets every scale.
-LONGEST_S = 0.06
+#: Longest engine worth planning: below it a hundred replays take two seconds, and every device meets every scale.
+LONGEST_S = 0.02
 #: Rate one SM reaches on typical convolutions, FLOP/s; only to leave out what would take too long.
 SM_FLOPS = 1.5e12
 REBUILT = (
@@ -50,34 +51,50 @@ def fits(flops: float, batch_size: int, sm_count: int | None) -> bool:
     return flops * batch_size / ((sm_count or 132) * SM_FLOPS) < LONGEST_S
 
 
-def gpu_units(network: CorpusNetwork, flops: float, turn: int, place: int) -> Iterator[Unit]:
-    """Units of one network on a GPU.
+def gpu_jobs(network: CorpusNetwork, flops: float, place: int) -> Iterator[tuple[float, list[Unit]]]:
+    """Units of one network on a GPU, in jobs that share a prepared model.
 
     Args:
         network: The network.
         flops: Its work at batch 1.
-        turn: Shifts the partitions, so that a second GPU meets others.
-        place: Number of the network among those of its family; the first two get a second unit.
+        place: Number of the network among those of its family; shifts the partitions.
+
+    Yields:
+        How much later than the first job this one comes, as a share of all networks; and its units.
     """
-    name = network.name
-    whole = (place + turn) % 3 == 0
-    sms = None if whole else PARTITIONS[1 + (place * 3 + turn) % 4]
-    trace = draw(name, f"trace-{turn}") < 0.4
-    if fits(flops, 1, sms):
-        yield Unit(network=name, precision="fp16", sm_count=sms, layers=trace, detail=draw(name, "detail") < 0.05)
-    if place > 1:
-        return
-    kind = choose(name, f"second-{turn}", ("tf32", "tf32", "batch", "batch", "partition", "fp32", "off"))
-    other = PARTITIONS[(place * 2 + turn + int(5 * draw(network.family, "other"))) % len(PARTITIONS)]
-    batch = choose(name, f"batch-{turn}", (4, 8, 32) if turn == 0 else (8, 8, 32))
-    if kind == "batch" and fits(flops, batch, other):
-        yield Unit(network=name, precision="fp16", batch_size=batch, sm_count=other)
-    elif kind in ("tf32", "fp32") and fits(4 * flops, 1, other):
-        yield Unit(network=name, precision=kind, sm_count=other)
-    elif kind == "off":
-        yield Unit(network=name, precision="fp16", optimisation="off")
-    elif other != sms and fits(flops, 1, other):
-        yield Unit(network=name, precision="fp16", sm_count=other)
+    name, family = network.name, int(4 * draw(network.family, "partition"))
+    parts = [PARTITIONS[1 + (family + place + i) % 4] for i in range(4)]
+    batch = choose(name, "batch", (4, 8, 8, 32))
+
+    def traced(what: str) -> bool:
+        return draw(name, f"trace-{what}") < 0.4
+
+    half = [
+        Unit(network=name, precision="fp16", sm_count=sms, layers=traced(f"{sms}"), detail=draw(name, "detail") < 0.03)
+        for sms in (None, parts[0], parts[1])
+        if fits(flops, 1, sms)
+    ]
+    if half and draw(name, "off") < 0.3:
+        half.append(replace(half[0], optimisation="off", layers=False))
+    yield 0.0, half
+    single = [
+        Unit(network=name, precision="tf32", sm_count=sms, layers=traced(f"tf32-{sms}"))
+        for sms in ((None, parts[2]) if draw(name, "tf32") < 0.6 else (parts[2],))
+        if fits(2 * flops, 1, sms)
+    ]
+    if single and draw(name, "fp32") < 0.15:
+        single.append(replace(single[0], precision="fp32", layers=False))
+    yield 0.3, single
+    yield (
+        0.35,
+        [
+            Unit(network=name, precision="fp16", batch_size=batch, sm_count=sms, layers=traced(f"batch-{sms}"))
+            for sms in (None, parts[3])
+            if fits(flops, batch, sms)
+        ],
+    )
+    if draw(name, "tf32-batch") < 0.25 and fits(2 * flops, batch, None):
+        yield 0.5, [Unit(network=name, precision="tf32", batch_size=batch)]
 
 
 def cpu_units(network: CorpusNetwork, flops: float) -> Iterator[Unit]:
@@ -102,7 +119,7 @@ def _in_turn(corpus: Corpus) -> list[CorpusNetwork]:
 
 
 def main() -> None:
-    """Writes the three plans."""
+    """Writes both plans."""
     corpus = Corpus.load()
     networks = _in_turn(corpus)
     families: dict[str, list[str]] = {}
@@ -123,18 +140,18 @@ def main() -> None:
     cpu.mkdir(exist_ok=True)
     known = {n.name for n in networks}
     rebuilds = [
-        Unit(network=name, precision="fp16", rebuild=i, check_outputs=True)
-        for i in range(1, 5)
+        Unit(network=name, precision="fp16", rebuild=i, check_outputs=True, layers=i < 4)
         for name in REBUILT
         if name in known
+        for i in range(1, 11)
     ]
-    places = {n.name: families[n.family].index(n.name) for n in networks}
+    jobs = [
+        (turn + later * len(networks), units)
+        for turn, network in enumerate(networks)
+        for later, units in gpu_jobs(network, flops[network.name], families[network.family].index(network.name))
+    ]
     plans = {
-        gpu / "plan-h100.json": [
-            *rebuilds,
-            *(u for n in networks for u in gpu_units(n, flops[n.name], 0, places[n.name])),
-        ],
-        gpu / "plan-h200.json": [u for n in networks for u in gpu_units(n, flops[n.name], 1, places[n.name])],
+        gpu / "plan-all.json": [*rebuilds, *(u for _, units in sorted(jobs, key=lambda job: job[0]) for u in units)],
         cpu / "plan.json": [u for n in networks for u in cpu_units(n, flops[n.name])],
     }
     for path, units in plans.items():

@@ -200,6 +200,10 @@ class Campaign:
             self._open_jobs = self._jobs.qsize()
             if not self._open_jobs:
                 return self.progress
+            for device in self._devices:
+                if device.clearer is not None:
+                    # A child dies with the thread that started it, and this thread outlives the others.
+                    device.clearer.start()
             for thread in threads:
                 thread.start()
             try:

@@ -10,6 +10,7 @@ import bisect
 import importlib
 import importlib.util
 import json
+import os
 import tempfile
 from collections import deque
 from collections.abc import Callable, Sequence
@@ -20,6 +21,7 @@ from statistics import median
 from typing import Any, Final
 
 from perfpred.cuda import Cuda
+from perfpred.errors import MeasurementError
 
 _DEVICE_WORK: Final = ("kernel", "gpu_memcpy", "gpu_memset")
 _LAUNCHES: Final = ("cuda_runtime", "cuda_driver")
@@ -33,24 +35,32 @@ def available() -> bool:
 @lru_cache(maxsize=1)
 def warm_up() -> None:
     """Load the profiler and make its first recording, which takes seconds; later calls do nothing."""
-    record_activity(lambda: None)
+    record_activity(lambda: None).unlink()
 
 
-def record_activity(action: Callable[[], None]) -> Any:
-    """Record device work during `action`, which submits work and waits for it; read it with `activity_of`."""
+def record_activity(action: Callable[[], None]) -> Path:
+    """Record device work during `action`, which submits work and waits for it.
+
+    Returns:
+        Chrome trace; `activity_of` reads and removes it.
+    """
     profiler = importlib.import_module("torch.profiler")
     activities = [profiler.ProfilerActivity.CPU, profiler.ProfilerActivity.CUDA]
     with profiler.profile(activities=activities) as recording:
         action()
-    return recording
+    handle, path = tempfile.mkstemp(prefix="perfpred-trace-", suffix=".json")
+    os.close(handle)
+    # Written at once: the next recording takes away what the launches of this one were.
+    recording.export_chrome_trace(path)
+    return Path(path)
 
 
-def activity_of(recording: Any) -> list[dict[str, Any]]:
-    """Device work of a recording; see `activity_from_trace`."""
-    with tempfile.TemporaryDirectory() as folder:
-        path = Path(folder) / "trace.json"
-        recording.export_chrome_trace(str(path))
-        return activity_from_trace(json.loads(path.read_text()))
+def activity_of(recording: Path) -> list[dict[str, Any]]:
+    """Device work of a recording, which is removed; see `activity_from_trace`."""
+    try:
+        return activity_from_trace(json.loads(recording.read_text()))
+    finally:
+        recording.unlink(missing_ok=True)
 
 
 def activity_from_trace(trace: dict[str, Any]) -> list[dict[str, Any]]:
@@ -140,8 +150,8 @@ class Trace:
         profile_start_ns: Its zero, nanoseconds since the epoch.
     """
 
-    plain: Any
-    replayed: Any
+    plain: Path
+    replayed: Path
     replays: int
     profile: Path
     profile_start_ns: int
@@ -191,11 +201,22 @@ def columns_of(trace: Trace) -> dict[str, list[Any]]:
     Returns:
         Columns `names` (distinct kernel names), `name` (index into them), `time_s` (median over replays), `node`,
         `op_type` (None where not attributed); one entry per kernel, copy or fill in order of execution.
+
+    Raises:
+        MeasurementError: Not one kernel falls into the time of a node.
     """
-    plain = activity_of(trace.plain)
-    nodes = attribute(plain, node_windows(trace.profile, trace.profile_start_ns))
+    plain, replayed = activity_of(trace.plain), activity_of(trace.replayed)
+    windows = node_windows(trace.profile, trace.profile_start_ns)
     trace.profile.unlink(missing_ok=True)
-    return kernel_columns(plain, nodes, activity_of(trace.replayed), trace.replays)
+    nodes = attribute(plain, windows)
+    if not any(nodes):
+        launches = [record["launched_ns"] for record in plain if record["launched_ns"]]
+        raise MeasurementError(
+            f"no kernel falls into a node: {len(plain)} kernels, launches seen {len(launches)} from "
+            f"{min(launches, default=0)} to {max(launches, default=0)} ns, {len(windows)} nodes from "
+            f"{min((w[0] for w in windows), default=0)} to {max((w[1] for w in windows), default=0)} ns"
+        )
+    return kernel_columns(plain, nodes, replayed, trace.replays)
 
 
 def kernel_columns(

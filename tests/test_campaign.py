@@ -116,6 +116,18 @@ def test_the_deadline_stops_cleanly(tmp_path: Path, monkeypatch: pytest.MonkeyPa
     assert len(found(tmp_path / "out")) == progress.good
 
 
+def test_workers_that_end_early_leave_the_others_their_device(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("FAKE_ROW_S", "0.1")
+    paths = networks(tmp_path / "nets", *(f"n{i}" for i in range(60)))
+    settings = dataclasses.replace(
+        campaign(grid(paths), paths, tmp_path / "out")._settings, workers=6, clear=True, deadline_s=3.0
+    )
+    progress = Campaign(list(grid(paths)), paths, RawStore(tmp_path / "out"), settings).run()
+    assert progress.stopped == "deadline"
+    assert progress.good
+    assert not progress.failed
+
+
 def test_worker_killed_at_thirty_moments(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("FAKE_ROW_S", "0.02")  # so that the campaign outlasts the kills on a fast machine
     names = [f"n{i}" for i in range(200)]

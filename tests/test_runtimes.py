@@ -261,6 +261,27 @@ def test_kernels_are_attributed_by_launch_time(tmp_path: Path) -> None:
     assert kernels.attribute(work, windows) == [("c", "Conv"), ("r", "Relu"), None]
 
 
+def test_a_trace_without_any_node_says_so(tmp_path: Path) -> None:
+    launch, kernel = (
+        event("cuda_runtime", "cudaLaunchKernel", 5.0, 2.0, correlation=1),
+        event("kernel", "conv", 9.0, 3.0, correlation=1),
+    )
+    files = {name: tmp_path / name for name in ("plain", "replayed", "profile")}
+    files["plain"].write_text(json.dumps({"baseTimeNanoseconds": 0, "traceEvents": [launch, kernel]}))
+    files["replayed"].write_text(json.dumps({"traceEvents": [kernel]}))
+    node = {"cat": "Node", "name": "c_kernel_time", "ts": 3, "dur": 10, "args": {"op_name": "Conv"}}
+    files["profile"].write_text(json.dumps([{"cat": "Session", "name": "model_run", "ts": 0, "dur": 20}, node]))
+    trace = kernels.Trace(replays=1, profile_start_ns=0, **files)
+    saved = {name: path.read_text() for name, path in files.items()}
+    assert kernels.columns_of(trace)["node"] == ["c"]
+    assert not any(path.exists() for path in files.values())
+    for name, text in saved.items():
+        files[name].write_text(text)
+    late = kernels.Trace(replays=1, profile_start_ns=10**9, **files)
+    with pytest.raises(MeasurementError, match="no kernel falls into a node: 1 kernels, launches seen 1"):
+        kernels.columns_of(late)
+
+
 def test_durations_come_from_replays_and_nodes_from_the_plain_run() -> None:
     def work(*names: str, time_s: float = 9e-6) -> list[dict[str, Any]]:
         return [{"name": name, "time_s": time_s} for name in names]
