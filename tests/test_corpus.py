@@ -16,6 +16,7 @@ from perfpred.corpus import (
     datasets_folder,
     described,
     name_of,
+    read_graph,
     read_table,
     split_of,
     write_table,
@@ -200,6 +201,15 @@ def test_committed_corpus_is_consistent() -> None:
     for network in corpus:
         assert network.lineage == FAMILY_LINEAGE[network.family]
         assert network.split == split_of(network.lineage)
+
+
+def test_no_committed_graph_normalises_as_in_training() -> None:
+    def trains(node: onnx.NodeProto) -> bool:
+        return sum(map(bool, node.output)) > 1 or any(a.name == "training_mode" and a.i for a in node.attribute)
+
+    for path in sorted((datasets_folder() / GRAPHS).iterdir()):
+        norms = [node for node in read_graph(path).graph.node if node.op_type == "BatchNormalization"]
+        assert not [node.name for node in norms if trains(node)], path.name
 
 
 def test_every_family_has_one_lineage() -> None:

@@ -106,3 +106,15 @@ def test_computation_on_weights_alone_becomes_a_weight() -> None:
     assert tuple(weight.dims) == (WIDTH, 100)
     filled = numpy_helper.to_array(fill_weights(simple).graph.initializer[0])
     assert filled.std() == pytest.approx(0.8 * WIDTH**-0.5, rel=0.1)
+
+
+def test_batch_normalisation_that_standardises_a_weight_becomes_a_weight() -> None:
+    weights = [
+        numpy_helper.from_array(np.ones((1, WIDTH, 100), np.float32), "weight"),
+        *(numpy_helper.from_array(np.full(WIDTH, v, np.float32), n) for n, v in zip("gbmv", (1, 0, 0, 1), strict=True)),
+    ]
+    norm = helper.make_node("BatchNormalization", ["weight", *"gbmv"], ["centred", "mean", "variance"], training_mode=1)
+    product = helper.make_node("MatMul", ["input", "centred"], ["output"])
+    simple = simplify(strip_weights(_model([norm, product], weights, ("batch", TOKENS, 100))))
+    assert _operators(simple) == {"MatMul": 1}
+    assert [tuple(weight.dims) for weight in simple.graph.initializer] == [(1, WIDTH, 100)]
