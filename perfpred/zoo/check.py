@@ -7,13 +7,12 @@ from dataclasses import dataclass
 
 import numpy as np
 import onnxruntime
-from numpy.typing import NDArray
-from onnx import ModelProto, TensorProto
+from onnx import ModelProto
 
-from perfpred.weights import FLOAT_TYPES, fill_weights, to_fp16
+from perfpred.prepare import make_inputs
+from perfpred.weights import bind_batch, fill_weights, to_fp16
 
 CHECKED_BATCHES = (1, 4)
-_NUMPY = {TensorProto.INT64: np.int64, TensorProto.INT32: np.int32, TensorProto.BOOL: np.bool_}
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -25,24 +24,6 @@ class CheckResult:
     largest: float
     spread: float
     seconds: float
-
-
-def example_inputs(model: ModelProto, batch_size: int, seed: int = 0) -> dict[str, NDArray[np.generic]]:
-    """Return random inputs for a graph: normal floats, small integers, true booleans."""
-    rng = np.random.default_rng(seed)
-    weights = {tensor.name for tensor in model.graph.initializer}
-    inputs: dict[str, NDArray[np.generic]] = {}
-    for value in model.graph.input:
-        if value.name in weights:
-            continue
-        tensor = value.type.tensor_type
-        shape = [batch_size, *(dim.dim_value for dim in tensor.shape.dim[1:])]
-        if tensor.elem_type in FLOAT_TYPES:
-            values = rng.standard_normal(shape, dtype=np.float32)
-            inputs[value.name] = values.astype(FLOAT_TYPES[tensor.elem_type])
-        else:
-            inputs[value.name] = rng.integers(1, 2, shape, endpoint=True).astype(_NUMPY[tensor.elem_type])
-    return inputs
 
 
 def check(model: ModelProto, name: str, *, half: bool = False, threads: int = 1) -> CheckResult:
@@ -66,7 +47,7 @@ def check(model: ModelProto, name: str, *, half: bool = False, threads: int = 1)
         session = onnxruntime.InferenceSession(filled, options, providers=["CPUExecutionProvider"])
         del filled
         for batch_size in CHECKED_BATCHES:
-            outputs = session.run(None, example_inputs(graph, batch_size))
+            outputs = session.run(None, make_inputs(bind_batch(graph, batch_size)))
             floats = [np.asarray(output, np.float64) for output in outputs if output.dtype.kind == "f"]
             if any(output.ndim == 0 or output.shape[0] % batch_size for output in outputs):
                 error = f"an output at batch {batch_size} has no batch axis"
