@@ -160,9 +160,10 @@ def group_traffic(nodes: Sequence[Node], outputs: Collection[str]) -> Traffic:
 
 def _folds(node: Node) -> bool:
     """Whether a builder computes the node once, ahead of time; dequantisation stays, so weights stay narrow."""
-    if node.op_type == "DequantizeLinear" or not node.inputs:
-        return False
-    return all(spec is None or spec.constant for spec in node.inputs)
+    for spec in node.inputs:
+        if spec is not None and not spec.constant:
+            return False
+    return bool(node.inputs) and node.op_type != "DequantizeLinear"
 
 
 def _as_constant(spec: TensorSpec) -> TensorSpec:

@@ -16,7 +16,7 @@ Rule sets are tables of such rules in `rules`. Everything is linear in the numbe
 
 from __future__ import annotations
 
-from collections.abc import Collection, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass
 
 from perfpred.errors import UsageError
@@ -25,7 +25,7 @@ from perfpred.grouping import Unit, absorb_units, chain_units, free_units, regio
 from perfpred.layer import Layer, Node, TensorSpec
 from perfpred.neighbours import Graph
 from perfpred.network import Network
-from perfpred.patterns import Absorb, Chain, Region, RuleSet, Siblings, Word, compile_word, words_used
+from perfpred.patterns import Absorb, Chain, RuleSet, Siblings, Word, compile_word, words_used
 from perfpred.rules import RULE_SETS
 
 
@@ -53,12 +53,15 @@ def groups(network: Network, rules: str | RuleSet) -> list[Group]:
 def _partition(network: Network, rule_set: RuleSet) -> tuple[Graph, list[Unit]]:
     graph = Graph(network.nodes, network.output_names, words_used(rule_set.rules))
     units = chain_units(graph, [r for r in rule_set.rules if isinstance(r, Chain)])
+    present = set(graph.labels)
     for rule in rule_set.rules:
+        if isinstance(rule, Chain) or not any(map(compile_word(rule.pattern).matches, present)):
+            continue
         if isinstance(rule, Siblings):
             units = sibling_units(graph, units, rule)
         elif isinstance(rule, Absorb):
             units = absorb_units(graph, units, rule)
-        elif isinstance(rule, Region):
+        else:
             units = region_units(graph, units, rule)
     units = free_units(graph, units, frozenset(rule_set.free))
     for unit in units:
@@ -83,7 +86,7 @@ def fuse(network: Network, rules: str | RuleSet) -> list[Layer]:
     rule_set = rule_set_named(rules) if isinstance(rules, str) else rules
     found = [_border(t, "input") for t in network.inputs if _is_image(t)] if rule_set.borders else []
     graph, units = _partition(network, rule_set)
-    returned, nodes = network.output_names, network.nodes
+    nodes = network.nodes
     owner = [0] * len(nodes)
     for u, unit in enumerate(units):
         for i in unit.members:
@@ -92,11 +95,11 @@ def fuse(network: Network, rules: str | RuleSet) -> list[Layer]:
     for u, unit in enumerate(units):
         if copies:
             found.extend(_border(nodes[p].outputs[0], "for") for p in _copied(graph, units, owner, u, copies))
-        written = set()
+        written: set[str] = set()
+        members = [nodes[i] for i in unit.members]
         for i in unit.members:
             if i in graph.returned or any(owner[c] != u for c in graph.consumers[i]):
-                written.update(_read_outside(network, nodes[i], {nodes[m].name for m in unit.members}, returned))
-        members = [nodes[i] for i in unit.members]
+                written.update(_read_outside(network, nodes[i], members))
         found.append(layer_from_nodes(members, outputs=written, name=_name(members), rule=unit.rule or "single"))
     if rule_set.borders:
         found.extend(_border(t, "output") for t in network.outputs if _is_image(t))
@@ -117,14 +120,15 @@ def _copied(
     }
 
 
-def _read_outside(network: Network, node: Node, inside: Collection[str], returned: Collection[str]) -> list[str]:
-    """Outputs of a node that others read or the network returns."""
+def _read_outside(network: Network, node: Node, members: Sequence[Node]) -> list[str]:
+    """Outputs of a node, one of which is needed outside, that nodes other than `members` or the caller read."""
     if len(node.outputs) == 1:
         return [node.outputs[0].name]
+    inside = {member.name for member in members}
     return [
         t.name
         for t in node.outputs
-        if t.name in returned or any(c.name not in inside for c in network.consumers(t.name))
+        if t.name in network.output_names or any(c.name not in inside for c in network.consumers(t.name))
     ]
 
 

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Collection, Sequence
+from functools import cache
 from typing import Final
 
 from perfpred.cost import group_cost, group_traffic, node_flops, node_kind
@@ -52,10 +53,10 @@ def layer_from_nodes(
     return Layer(
         name=name or " + ".join(node.name for node in nodes),
         kind=kind,
-        onnx_nodes=tuple(node.name for node in nodes),
-        op_types=tuple(node.op_type for node in nodes),
-        inputs=tuple(spec for spec in traffic.reads if not spec.constant),
-        outputs=tuple(spec for node in nodes for spec in node.outputs if spec.name in outputs),
+        onnx_nodes=tuple([node.name for node in nodes]),
+        op_types=tuple([node.op_type for node in nodes]),
+        inputs=tuple([spec for spec in traffic.reads if not spec.constant]),
+        outputs=tuple([spec for node in nodes for spec in node.outputs if spec.name in outputs]),
         weight_bytes=cost.weight_bytes,
         flops=cost.flops,
         dram_bytes=cost.dram_bytes,
@@ -166,14 +167,15 @@ def _leading(spec: TensorSpec) -> int:
     return spec.shape[0] if len(spec.shape) > 1 else 1
 
 
-def _spatial(sizes: Sequence[int], letters: str) -> dict[str, int]:
+@cache
+def _spatial(sizes: tuple[int, ...], letters: str) -> dict[str, int]:
     """Name spatial sizes: one is a width of height 1, two are height and width, three begin with depth."""
     padded = (1,) * (2 - len(sizes)) + tuple(sizes)
     named = dict(zip(letters[-2:], padded[-2:], strict=True))
     return named if len(padded) == 2 else {letters[0]: math.prod(padded[:-2]), **named}
 
 
-def _windows(node: Node, kernel: Sequence[int]) -> dict[str, int]:
+def _windows(node: Node, kernel: tuple[int, ...]) -> dict[str, int]:
     batch, c, sizes = image_shape(node, tensor(node, 0))
     k_out, out = image_shape(node, node.outputs[0])[1:]
     strides, dilations = node.attributes.get("strides") or (1,), node.attributes.get("dilations") or (1,)
@@ -232,7 +234,7 @@ def _compute_dtype(anchor: Node, nodes: Sequence[Node]) -> str:
     """The type the anchor computes in: that of the integers where its data is dequantised inside the group."""
     if anchor.op_type.startswith(_QUANTIZED_OPERATORS):
         return "int8"
-    producers = {out.name: node for node in nodes for out in node.outputs}
+    producers = {out.name: node for node in nodes for out in node.outputs} if len(nodes) > 1 else {}
     first = optional(anchor, 0)
     while first is not None and first.name in producers:
         node = producers[first.name]
@@ -241,6 +243,8 @@ def _compute_dtype(anchor: Node, nodes: Sequence[Node]) -> str:
             return _QUANTIZED_DTYPES.get(first.dtype, first.dtype)
         if node_kind(node) != "data_movement":
             break
-    dtypes = [spec.dtype for spec in (*anchor.activations, *anchor.outputs)]
-    wide = [dtype for dtype in dtypes if "float" in dtype or dtype in ("int8", "uint8")]
-    return _QUANTIZED_DTYPES.get(wide[0], wide[0]) if wide else next(iter(dtypes), "float32")
+    specs = (*anchor.activations, *anchor.outputs)
+    for spec in specs:
+        if "float" in spec.dtype or spec.dtype in ("int8", "uint8"):
+            return _QUANTIZED_DTYPES.get(spec.dtype, spec.dtype)
+    return specs[0].dtype if specs else "float32"

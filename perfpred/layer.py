@@ -69,17 +69,17 @@ class TensorSpec:
         shape: Dimensions; `()` is a scalar.
         dtype: One of `DTYPE_BITS`.
         constant: True for weights and other values known before the first inference.
+        elements: Number of elements, which follows from the shape.
     """
 
     name: str
     shape: tuple[int, ...]
     dtype: str
     constant: bool = False
+    elements: int = field(init=False, repr=False, compare=False)
 
-    @property
-    def elements(self) -> int:
-        """Number of elements."""
-        return math.prod(self.shape)
+    def __post_init__(self) -> None:
+        object.__setattr__(self, "elements", math.prod(self.shape))
 
     @property
     def nbytes(self) -> int:
@@ -110,7 +110,7 @@ class Node:
     @property
     def activations(self) -> tuple[TensorSpec, ...]:
         """Inputs that another node or the caller computes."""
-        return tuple(t for t in self.inputs if t is not None and not t.constant)
+        return tuple([t for t in self.inputs if t is not None and not t.constant])
 
     @property
     def weights(self) -> tuple[TensorSpec, ...]:
