@@ -28,6 +28,8 @@ PARTITIONS: Sequence[int | None] = (None, 64, 32, 16, 8)
 LONGEST_S = 0.02
 #: Rate one SM reaches on typical convolutions, FLOP/s; only to leave out what would take too long.
 SM_FLOPS = 1.5e12
+#: Work of the largest engine planned for one core of a CPU, FLOP.
+CPU_LONGEST_FLOPS = 12e9
 REBUILT = (
     "torchvision.alexnet", "torchvision.vgg16", "torchvision.googlenet", "torchvision.resnet18",
     "torchvision.resnet50", "torchvision.densenet121", "torchvision.mobilenet_v2", "torchvision.mobilenet_v3_large",
@@ -100,7 +102,7 @@ def gpu_jobs(network: CorpusNetwork, flops: float, place: int) -> Iterator[tuple
 def cpu_units(network: CorpusNetwork, flops: float) -> Iterator[Unit]:
     """Units of one network on a CPU."""
     name = network.name
-    if flops < 12e9:
+    if flops < CPU_LONGEST_FLOPS:
         yield Unit(network=name, precision="fp32", target="cpu", layers=True)
         if draw(name, "cpu-off") < 0.15:
             yield Unit(network=name, precision="fp32", target="cpu", optimisation="off")
@@ -152,7 +154,15 @@ def main() -> None:
     ]
     plans = {
         gpu / "plan-all.json": [*rebuilds, *(u for _, units in sorted(jobs, key=lambda job: job[0]) for u in units)],
-        cpu / "plan.json": [u for n in networks for u in cpu_units(n, flops[n.name])],
+        cpu / "plan.json": [
+            *(u for n in networks for u in cpu_units(n, flops[n.name])),
+            *(
+                Unit(network=name, precision="fp32", target="cpu", rebuild=i)
+                for name in REBUILT
+                if name in known and flops[name] < CPU_LONGEST_FLOPS
+                for i in range(1, 4)
+            ),
+        ],
     }
     for path, units in plans.items():
         Plan(units=tuple(units)).save(path)
