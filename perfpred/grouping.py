@@ -40,8 +40,6 @@ def chain_units(graph: Graph, rules: Sequence[Chain]) -> list[Unit]:
             candidates = by_labels[labels] = [(r, w) for r, w in compiled if w[0].matches(labels)]
         members, name = [i], ""
         for rule, words in candidates:
-            if rule.dtypes and graph.nodes[i].outputs[0].dtype not in rule.dtypes:
-                continue
             found = _match(graph, taken, i, words, rule)
             if len(found) > 1 or len(found) == len(words):
                 members, name = found, rule.name
@@ -128,9 +126,12 @@ def absorb_units(graph: Graph, units: list[Unit], rule: Absorb) -> list[Unit]:
         if len(readers) != 1:
             continue
         home = readers.pop()
-        if into is None or any(into.matches(graph.labels[m]) for m in units[home].members):
-            units[home].members.append(only)
-            units[home].rule = units[home].rule or rule.name
+        target = units[home]
+        if rule.completes and target.rule != rule.name:
+            continue
+        if into is None or any(into.matches(graph.labels[m]) for m in target.members):
+            target.members.append(only)
+            target.rule = target.rule or rule.name
             owner[only] = home
             gone[u] = True
     return [unit for unit, left in zip(units, gone, strict=True) if not left]

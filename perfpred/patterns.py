@@ -21,7 +21,6 @@ class Chain:
         name: Name of the rule, shown beside each layer it makes.
         pattern: Words separated by spaces; `a|b` either, `!a` not, `a&b` both, then `?` optional, `*` any number.
         source: Where the rule is documented or how it was observed.
-        dtypes: Types of the first node's output it applies to; empty for all.
         resize: Whether joining nodes may change the number of elements.
         open: Whether joined nodes but the last may be read outside too; their other operands must then be older.
         operand: Of two products that a sum could join, `later` in the file or `first` operand takes it.
@@ -30,7 +29,6 @@ class Chain:
     name: str
     pattern: str
     source: str
-    dtypes: tuple[str, ...] = ()
     resize: bool = False
     open: bool = False
     operand: str = "later"
@@ -66,12 +64,21 @@ class Region:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Absorb:
-    """Nodes not fused so far that match `pattern` join the group that alone reads them, where it starts with `into`."""
+    """Nodes not fused so far that match `pattern` join the group that alone reads them.
+
+    Attributes:
+        name: Name of the rule.
+        pattern: One step, as in `Chain.pattern`.
+        source: Where the rule is documented or how it was observed.
+        into: A step that some node of the group must match; empty for any.
+        completes: Whether only groups that a rule of the same name made are joined.
+    """
 
     name: str
     pattern: str
     source: str
     into: str = ""
+    completes: bool = False
 
 
 Rule = Chain | Absorb | Siblings | Region

@@ -15,7 +15,7 @@ _SEEN: Final = "TensorRT-RTX 1.7.1 build logs, SM86, fp16"
 _RECORDED: Final = "recorded TensorRT 8.x engines"
 _ORT: Final = "ONNX Runtime graph optimisations, onnxruntime.ai"
 _ORT_CPU: Final = "ONNX Runtime 1.31 optimised models, CPU provider"
-_ORT_CUDA: Final = "ONNX Runtime source, core/optimizer, CUDA provider"
+_ORT_CUDA: Final = "nodes that ONNX Runtime 1.31 launched on the CUDA provider"
 _ACT: Final = "relu|clip|leaky|sigmoid|tanh|hardsigmoid"
 
 _ATTENTION: Final = (
@@ -41,7 +41,7 @@ _ORT_SHARED: Final = (
 _ORT_SPELLED_OUT: Final = (
     Chain(name="quick-gelu", pattern="scale&scalar sigmoid mul", source=_ORT),
     Chain(name="fast-gelu", pattern="power scale add scale tanh bias mul", source=_ORT),
-    Absorb(name="fast-gelu", pattern="scale&scalar", source=_ORT, into="tanh"),
+    Absorb(name="fast-gelu", pattern="scale&scalar", source=_ORT, completes=True),
     Chain(name="rms-norm", pattern="power reduction bias unary scale bmul scale", source=_ORT, resize=True),
     Chain(name="rms-norm", pattern="power reduction bias unary bdiv scale", source=_ORT, resize=True),
     Chain(
@@ -138,17 +138,12 @@ ONNXRUNTIME: Final = RuleSet(
 ONNXRUNTIME_CUDA: Final = RuleSet(
     name="onnxruntime-cuda",
     rules=(
-        Chain(
-            name="conv-residual-relu",
-            pattern="conv bn? scale? bias? add relu",
-            source=_ORT_CUDA,
-            dtypes=("float32",),
-        ),
-        Chain(name="conv-relu", pattern="conv bn? scale? bias? relu", source=_ORT_CUDA, dtypes=("float32",)),
         Chain(name="conv-bn", pattern="conv bn? scale? bias?", source=_ORT),
         Chain(name="fc-bias", pattern="fc bias?", source=_ORT),
-        Chain(name="bias-softmax", pattern="badd|add softmax", source=_ORT_CUDA),
+        Chain(name="bias-softmax", pattern="badd|add|bias softmax", source=_ORT_CUDA),
+        *_ORT_SPELLED_OUT,
         *_ORT_SHARED,
+        Siblings(name="slices-to-split", pattern="slice", source=_ORT_CUDA),
     ),
 )
 

@@ -211,13 +211,6 @@ CASES = [
         f"x in {ROWS}\na Slice x -> 1,8,64\nb Slice x -> 1,8,64\nc Concat a b -> {ROWS}",
         "a b",
     ),
-    (
-        "onnxruntime-cuda",
-        "conv-residual-relu",
-        f"x in {MAP}\n" + CONV.split("\n")[1] + f"\nadd Add conv x -> {MAP}\nrelu Relu add -> {MAP}",
-        "conv add relu",
-    ),
-    ("onnxruntime-cuda", "conv-relu", CONV + f"relu Relu conv -> {MAP}", "conv relu"),
     ("onnxruntime-cuda", "conv-bn", CONV + f"bn BatchNormalization conv %32 -> {MAP}", "conv bn"),
     ("onnxruntime-cuda", "fc-bias", FC + f"b Add fc %64 -> {ROWS}", "fc b"),
     (
@@ -227,6 +220,13 @@ CASES = [
         "a s",
     ),
     ("trivial", "conv-bn-activation", CONV + f"r Relu conv -> {MAP}", "conv r"),
+]
+ON_BOTH_PROVIDERS = (
+    *("quick-gelu", "gelu", "fast-gelu", "rms-norm", "layer-norm", "skip-layer-norm"),
+    *("scaled-matmul", "transposed-matmul", "slices-to-split"),
+)
+CASES += [
+    ("onnxruntime-cuda", *case) for rules, *case in CASES if rules == "onnxruntime" and case[0] in ON_BOTH_PROVIDERS
 ]
 
 
@@ -257,10 +257,16 @@ def test_classic_and_rtx_disagree_on_silu_by_design() -> None:
     assert list(fused(net, "none")) == ["conv", "s", "m"]
 
 
-def test_onnxruntime_cuda_fuses_activations_in_float32_only() -> None:
-    text = CONV + f"r Relu conv -> {MAP}"
-    assert list(fused(network(text), "onnxruntime-cuda")) == ["conv r"]
-    assert list(fused(network(text, dtype="float16"), "onnxruntime-cuda")) == ["conv", "r"]
+@pytest.mark.parametrize("dtype", ["float32", "float16"])
+def test_onnxruntime_cuda_runs_activations_behind_convolutions_apart(dtype: str) -> None:
+    net = network(CONV + f"r Relu conv -> {MAP}", dtype=dtype)
+    assert list(fused(net, "onnxruntime-cuda")) == ["conv", "r"]
+
+
+@pytest.mark.parametrize("rules", ["onnxruntime", "onnxruntime-cuda"])
+def test_a_scaled_tanh_is_no_gelu(rules: str) -> None:
+    net = network(f"x in {ROWS}\nh Mul x % -> {ROWS}\nt Tanh h -> {ROWS}")
+    assert list(fused(net, rules)) == ["h", "t"]
 
 
 @pytest.mark.parametrize("rules", ["tensorrt", "tensorrt-rtx", "onnxruntime"])
