@@ -14,6 +14,7 @@ import pandas as pd
 import pytest
 
 from perfpred.dataset import Dataset, time_frame
+from perfpred.network import load_network
 
 EXPERIMENTS = Path(__file__).resolve().parents[1] / "experiments"
 CORPUS = Path(__file__).resolve().parents[1] / "datasets" / "corpus.csv"
@@ -115,3 +116,14 @@ def test_digits_network_is_written_as_trained(monkeypatch: pytest.MonkeyPatch) -
     expected = two.reshape(4, -1) @ weights["w3"] + weights["b3"]
     found = repeats.logits(digits.as_onnx(weights), held[:4], optimised=True, batch_size=2)
     np.testing.assert_allclose(found, expected, rtol=1e-4, atol=1e-4)
+
+
+def test_launches_tell_joined_from_missed(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.syspath_prepend(str(EXPERIMENTS))
+    launches = importlib.import_module("cuda_launches").launches
+    network = load_network(made.chain([16, 16, 16], 16), batch_size=1)
+    every = {node.name for node in network.nodes}
+    apart = {"launched": 6, "layers": 6, "joined in error": 0, "alone in error": 0}
+    assert launches(network, every) == apart
+    assert launches(network, every, "onnxruntime") == {**apart, "layers": 3, "joined in error": 3}
+    assert launches(network, every - {"relu1"}) == {**apart, "launched": 5, "alone in error": 1}
