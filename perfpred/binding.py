@@ -13,41 +13,12 @@ from onnx.reference import ReferenceEvaluator
 
 from perfpred.errors import NetworkError, UnboundDimensionError, UnsupportedOperatorError, UsageError, first_line
 from perfpred.layer import DTYPE_BITS, Node, TensorSpec
+from perfpred.shapes import inferred_types, static_shape
 
 #: Values up to this many elements are followed through the graph; it covers shapes, axes, indices and masks of shapes.
 _FOLLOWED_ELEMENTS: Final = 4096
 _CONTROL_FLOW: Final = frozenset({"Loop", "Scan", "If"})
 _QUANTIZE: Final = frozenset({"QuantizeLinear", "DequantizeLinear", "DynamicQuantizeLinear"})
-
-#: Contrib operators whose output shape is that of a standard operator on some of their inputs:
-#: operator -> (standard operator, input positions).
-_LIKE: Final[Mapping[str, tuple[str, tuple[int, ...]]]] = {
-    "FusedConv": ("Conv", (0, 1, 2)),
-    "NhwcFusedConv": ("Conv", (0, 1, 2)),
-    "FusedMatMul": ("MatMul", (0, 1)),
-    "FusedGemm": ("Gemm", (0, 1, 2)),
-    "QLinearAdd": ("Add", (0, 3)),
-    "QLinearMul": ("Mul", (0, 3)),
-    "QLinearSigmoid": ("Identity", (0,)),
-    "QLinearLeakyRelu": ("Identity", (0,)),
-    "QLinearSoftmax": ("Identity", (0,)),
-    "QLinearGlobalAveragePool": ("GlobalAveragePool", (0,)),
-    "QLinearAveragePool": ("AveragePool", (0,)),
-    "QGemm": ("Gemm", (0, 3)),
-    "QuickGelu": ("Identity", (0,)),
-    "Gelu": ("Identity", (0,)),
-    "FastGelu": ("Identity", (0,)),
-    "BiasGelu": ("Add", (0, 1)),
-    "BiasAdd": ("Add", (0, 1)),
-    "SkipLayerNormalization": ("Identity", (0,)),
-    "SkipSimplifiedLayerNormalization": ("Identity", (0,)),
-    "SimplifiedLayerNormalization": ("Identity", (0,)),
-    "EmbedLayerNormalization": ("Identity", (0,)),
-    "MultiHeadAttention": ("Identity", (0,)),
-    "DynamicQuantizeMatMul": ("MatMul", (0, 1)),
-    "MatMulIntegerToFloat": ("MatMul", (0, 1)),
-}
-
 
 Bound = tuple[tuple[Node, ...], tuple[TensorSpec, ...], tuple[TensorSpec, ...]]
 
@@ -327,16 +298,24 @@ class _Binder:
         return True
 
     def _infer(self, node: onnx.NodeProto, *, constant: bool) -> list[TensorSpec]:
-        found = self._inferred_types(node)
+        reads = {i: self.values[i] for i in node.input if i}
+        found = inferred_types(
+            node,
+            {i: value.proto for i, value in reads.items()},
+            {i: value.data for i, value in reads.items() if value.data is not None},
+            label=self.label,
+            opsets=self.opsets,
+            declared=self.declared,
+        )
         specs = []
         for name in node.output:
             if not name:
                 continue
             proto = found.get(name)
-            shape = _static_shape(proto) if proto is not None else None
+            shape = static_shape(proto) if proto is not None else None
             if proto is None or shape is None:
                 declared = self.declared.get(name)
-                declared_shape = _static_shape(declared) if declared is not None else None
+                declared_shape = static_shape(declared) if declared is not None else None
                 if declared is None or declared_shape is None:
                     raise NetworkError(
                         f"{self.label}: shape inference fails at node '{node.name or node.output[0]}' ({node.op_type}): "
@@ -346,61 +325,6 @@ class _Binder:
             specs.append(self._set(name, shape, proto.tensor_type.elem_type, constant=constant))
         return specs
 
-    def _inferred_types(self, node: onnx.NodeProto) -> dict[str, TypeProto]:
-        domain = "" if node.domain == "ai.onnx" else node.domain
-        if domain == "" or domain.startswith("ai.onnx"):
-            try:
-                schema = onnx.defs.get_schema(node.op_type, self.opsets.get(domain, self.opsets.get("", 1)), domain)
-            except onnx.defs.SchemaError:
-                schema = None
-        else:
-            schema = None
-        if schema is None:
-            return self._contrib_types(node)
-        types = {i: self.values[i].proto for i in node.input if i}
-        data = {
-            i: numpy_helper.from_array(np.asarray(v.data), i)
-            for i in node.input
-            if i and (v := self.values[i]).data is not None and v.spec.dtype in ("int64", "int32", "float32", "bool")
-        }
-        try:
-            return dict(
-                onnx.shape_inference.infer_node_outputs(
-                    schema,
-                    node,
-                    types,
-                    data,
-                    opset_imports=[helper.make_opsetid(d, v) for d, v in self.opsets.items()],
-                )
-            )
-        except (onnx.shape_inference.InferenceError, RuntimeError, ValueError) as error:
-            raise NetworkError(
-                f"{self.label}: shape inference fails at node '{node.name or node.output[0]}' ({node.op_type}): "
-                f"{first_line(error)}; check the input shapes (--batch-size, --input) or export again"
-            ) from error
-
-    def _contrib_types(self, node: onnx.NodeProto) -> dict[str, TypeProto]:
-        like = _LIKE.get(node.op_type)
-        if like is None:
-            if all(
-                _static_shape(self.declared[o]) is not None if o in self.declared else False for o in node.output if o
-            ):
-                return {o: self.declared[o] for o in node.output if o}
-            raise UnsupportedOperatorError(
-                f"{self.label}: operator {node.domain or 'ai.onnx'}::{node.op_type} (node '{node.name}') is unknown; "
-                "replace it by standard ONNX operators, or store the shapes of its outputs in the file (value_info)"
-            )
-        standard, positions = like
-        reads = [node.input[p] for p in positions if p < len(node.input) and node.input[p]]
-        schema = onnx.defs.get_schema(standard, self.opsets.get("", 17))
-        stand_in = onnx.NodeProto(op_type=standard, name=node.name, input=reads, output=[node.output[0]])
-        stand_in.attribute.extend(a for a in node.attribute if a.name in schema.attributes)
-        types = {i: helper.make_tensor_type_proto(TensorProto.FLOAT, self.values[i].spec.shape) for i in reads}
-        result = onnx.shape_inference.infer_node_outputs(schema, stand_in, types)
-        made = result[node.output[0]]
-        made.tensor_type.elem_type = self.values[node.input[0]].proto.tensor_type.elem_type
-        return {node.output[0]: made}
-
 
 def _renamed(node: onnx.NodeProto, rename: Mapping[str, str]) -> onnx.NodeProto:
     copy = onnx.NodeProto()
@@ -408,15 +332,6 @@ def _renamed(node: onnx.NodeProto, rename: Mapping[str, str]) -> onnx.NodeProto:
     copy.input[:] = [rename.get(i, i) for i in node.input]
     copy.output[:] = [rename.get(o, o) for o in node.output]
     return copy
-
-
-def _static_shape(proto: TypeProto) -> tuple[int, ...] | None:
-    if not proto.HasField("tensor_type") or not proto.tensor_type.HasField("shape"):
-        return None
-    dims = proto.tensor_type.shape.dim
-    if any(not d.HasField("dim_value") for d in dims):
-        return None
-    return tuple(int(d.dim_value) for d in dims)
 
 
 def _dtype_name(element_type: int) -> str:
