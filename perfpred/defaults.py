@@ -14,7 +14,7 @@ from perfpred.prediction import Prediction
 from perfpred.predictor import LatencyPredictor
 
 #: What each runtime can run on; TensorRT-RTX engines are never taken for TensorRT's.
-RUNTIMES: Final = ("tensorrt", "tensorrt-rtx", "onnxruntime", "inductor")
+RUNTIMES: Final = ("tensorrt", "tensorrt-rtx", "onnxruntime")
 
 
 def predictors_folder() -> Path:
