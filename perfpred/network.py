@@ -8,7 +8,8 @@ from __future__ import annotations
 
 import warnings
 from collections import Counter
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass, replace
 from functools import cached_property
 from pathlib import Path
@@ -140,6 +141,14 @@ class Network:
         )
 
 
+@contextmanager
+def roles_accepted() -> Iterator[None]:
+    """Silences what onnx says of the roles that weight-free graphs keep beside the locations of weights."""
+    with warnings.catch_warnings():
+        warnings.filterwarnings("ignore", message="Ignoring unknown external data key")
+        yield
+
+
 def load_network(
     source: str | Path | onnx.ModelProto,
     *,
@@ -167,9 +176,7 @@ def load_network(
     model = _read(source)
     label = name or (Path(source).name if isinstance(source, (str, Path)) else model.graph.name or "network")
     try:
-        with warnings.catch_warnings():
-            # Weight-free graphs keep a weight's role beside its location, which onnx-ir does not know.
-            warnings.filterwarnings("ignore", message="Ignoring unknown external data key")
+        with roles_accepted():
             parsed = ir.serde.deserialize_model(model)
         if parsed.functions:
             InlinePass()(parsed)

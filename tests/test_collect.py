@@ -18,6 +18,7 @@ from perfpred.campaign import Progress
 from perfpred.collect import LineReport, collect, cpu_groups, gpu_ordinals, main, records
 from perfpred.errors import NetworkError, UsageError
 from perfpred.measure import Loop
+from perfpred.network import load_network
 from perfpred.prepare import find_networks, graph_digest, load_filled, make_inputs, network_name, prepare
 from perfpred.unit import Plan, Unit, engine_id, engine_key
 from perfpred.weights import strip_weights
@@ -197,6 +198,20 @@ def test_weights_that_are_there_are_kept(tmp_path: Path) -> None:
     filled = numpy_helper.to_array(load_filled(tmp_path / "external.onnx").graph.initializer[0])
     assert filled.shape == weight.shape
     assert not np.array_equal(filled, weight)
+
+
+def test_roles_of_weights_go_unremarked(tmp_path: Path) -> None:
+    """Warnings are errors in tests."""
+    weight = numpy_helper.from_array(np.arange(1000, dtype=np.float32), "gamma")
+    infos = [helper.make_tensor_value_info(name, TensorProto.FLOAT, [1, 1000]) for name in ("x", "y")]
+    graph = helper.make_graph([helper.make_node("Mul", ["x", "gamma"], ["y"])], "g", infos[:1], infos[1:], [weight])
+    free = strip_weights(helper.make_model(graph))
+    assert {entry.key for entry in free.graph.initializer[0].external_data} == {"location", "role"}
+    (tmp_path / "net.onnx").write_bytes(free.SerializeToString())
+    assert [node.op_type for node in load_network(tmp_path / "net.onnx").nodes] == ["Mul"]
+    (tmp_path / "weights.bin").write_bytes(weight.raw_data)
+    (loaded,) = load_filled(tmp_path / "net.onnx").graph.initializer
+    np.testing.assert_array_equal(numpy_helper.to_array(loaded), np.arange(1000))
 
 
 def test_preparing_halves_and_binds(tmp_path: Path) -> None:
