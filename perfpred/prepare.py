@@ -14,7 +14,6 @@ from numpy.typing import NDArray
 from onnx import ModelProto, TensorProto, external_data_helper, helper
 
 from perfpred.errors import NetworkError, RuntimeUnavailableError, UsageError
-from perfpred.network import roles_accepted
 from perfpred.weights import bind_batch, fill_weights, to_fp16
 
 #: Precisions a graph can be given; int8 is ONNX Runtime's dynamic quantisation.
@@ -86,6 +85,8 @@ def load_filled(path: Path, seed: int = 0) -> ModelProto:
         if entry.key == "location"
     }
     if locations and all((path.parent / location).is_file() for location in locations):
+        from perfpred.network import roles_accepted  # Late: workers start without onnx-ir.
+
         with roles_accepted():
             external_data_helper.load_external_data_for_model(model, str(path.parent))
         return model
