@@ -16,7 +16,6 @@ from __future__ import annotations
 import argparse
 import hashlib
 import json
-import os
 import time
 from collections.abc import Iterator
 from itertools import islice
@@ -25,6 +24,7 @@ from pathlib import Path
 import numpy as np
 import pandas as pd
 from sklearn.model_selection import GroupKFold, ShuffleSplit
+from written import reference_data
 
 from perfpred.convolution import convolution_features
 from perfpred.device import load_device
@@ -152,7 +152,10 @@ def main() -> None:
     parser.add_argument("--precision", nargs="*", default=["fp16", "fp32", "int8"], choices=list(ELEMENT_BYTES))
     parser.add_argument("--split", nargs="*", default=list(SPLITS), choices=SPLITS)
     arguments = parser.parse_args()
-    path = Path(os.environ["PERFPRED_REFERENCE_DATA"]) / TABLE
+    folder = reference_data()
+    if folder is None:
+        return
+    path = folder / TABLE
     table = pd.read_csv(path)
     digest = hashlib.sha256(path.read_bytes()).hexdigest()
     lines: list[dict[str, object]] = []
