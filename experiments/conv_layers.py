@@ -6,7 +6,7 @@ Output: experiments/results/conv_layers.csv, .json and .md
 Single layers on a V100 (tensorrt_v100_conv_layers.csv.xz), each precision apart. Five folds by unseen (Cin, Cout)
 pair, unseen Cin and unseen Cout. Two easier splits, one fold each, are upper bounds and no evidence: `size` leaves
 out (Cin, Cout, input size) triples, `random` rows, so that neighbours of every test row were trained on; what they
-leave is mostly the table's own noise. Regressors: boosted trees, perceptron, their blend. Baselines,
+leave is mostly the table's own noise. `predictor` is `ConvolutionRegressor`; its parts stand beside it. Baselines,
 fitted on the same rows: roofline times one scale, and affine roofline. `--quick` takes an eighth of the rows and
 prints only; a run of some precisions or splits replaces their lines in the results and keeps the others.
 """
@@ -27,8 +27,8 @@ from sklearn.model_selection import GroupKFold, ShuffleSplit
 from written import reference_data
 
 from perfpred.convolution import convolution_features
+from perfpred.convolution_stage import ConvolutionRegressor
 from perfpred.device import load_device
-from perfpred.regressors import BoostedTrees, Perceptron
 
 RESULTS = Path(__file__).resolve().parent / "results"
 TABLE = "tensorrt_v100_conv_layers.csv.xz"
@@ -107,15 +107,17 @@ def evaluate(rows: pd.DataFrame, precision: str, split: str) -> list[dict[str, o
     answers: dict[str, list[np.ndarray]] = {}
     tested: list[np.ndarray] = []
     for train, test in folds(rows, split):
-        ratio = target[train] - bound[train]
-        trees = BoostedTrees(rounds=500, learning_rate=0.08, min_leaf=40, seed=SEED).fit(X.iloc[train], ratio)
-        perceptron = Perceptron(hidden=(128, 128), epochs=40, seed=SEED).fit(X.iloc[train], ratio)
+        regressor = ConvolutionRegressor().fit(X.iloc[train], target[train] - bound[train])
+        carried = regressor.kriging.predict(X.iloc[test]) + bound[test]
+        beside = X.iloc[test].assign(carried=carried - bound[test])
+        trees, perceptron = (carried + member.predict(beside) for member in regressor.blend.members)
         fold = {
-            "trees": trees.predict(X.iloc[test]) + bound[test],
-            "perceptron": perceptron.predict(X.iloc[test]) + bound[test],
+            "kriging": carried,
+            "kriging, then trees": trees,
+            "kriging, then perceptron": perceptron,
+            "predictor": (trees + perceptron) / 2,
             **roofline_answers(X["roofline_s"].to_numpy(), target, train, test),
         }
-        fold["blend"] = (fold["trees"] + fold["perceptron"]) / 2
         for name, values in fold.items():
             answers.setdefault(name, []).append(values)
         tested.append(test)

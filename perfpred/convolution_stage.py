@@ -1,4 +1,8 @@
-"""Single convolution layers: their time from geometry and device numbers, learned from tables of timed layers."""
+"""Single convolution layers: their time from geometry and device numbers, learned from tables of timed layers.
+
+A Gaussian process carries times over from other widths, boosted trees and a perceptron learn what it misses. Both see
+its answers for training rows as if the row's pair of widths were new: that is how good they will be where it matters.
+"""
 
 from __future__ import annotations
 
@@ -12,8 +16,9 @@ import pandas as pd
 
 from perfpred.convolution import convolution_features
 from perfpred.features import peak_of
+from perfpred.kriging import Kriging
 from perfpred.layer import DTYPE_BITS
-from perfpred.regressors import Blend, Regressor, load_regressor
+from perfpred.regressors import Blend, BoostedTrees, Perceptron
 
 #: What the geometry columns of a dataset are called in `perfpred.convolution`.
 _GEOMETRY: Final[Mapping[str, str]] = {
@@ -21,12 +26,54 @@ _GEOMETRY: Final[Mapping[str, str]] = {
     "out_w": "q", "kernel_h": "r", "kernel_w": "s", "stride": "stride", "groups": "groups",
 }  # fmt: skip
 
+#: Kernels of other sizes, strides or epilogues are other kernels: they share no residuals.
+_STRATA: Final = ("kernel_h", "kernel_w", "stride", "added_tensors", "depthwise")
+
+
+@dataclass(kw_only=True, eq=False)
+class ConvolutionRegressor:
+    """Log ratio of convolution layers' time to their roofline: a process, and a blend on what it leaves.
+
+    Attributes:
+        kriging: Carries times over between layers of one kernel size and stride.
+        blend: Learns the rest from all layers.
+    """
+
+    kriging: Kriging = field(default_factory=lambda: Kriging(strata=_STRATA))
+    blend: Blend = field(
+        default_factory=lambda: Blend(
+            members=(BoostedTrees(rounds=400, learning_rate=0.08, min_leaf=40), Perceptron(epochs=30))
+        )
+    )
+
+    def fit(self, X: pd.DataFrame, y: np.ndarray) -> ConvolutionRegressor:
+        """Learn from columns of `convolution_features`, shape (layers, columns), and log ratios, shape (layers,)."""
+        widths = X.groupby(["in_channels", "out_channels"]).ngroup().to_numpy()
+        carried = self.kriging.fit(X, y, widths).left_out_
+        self.blend.fit(X.assign(carried=carried), y - carried)
+        return self
+
+    def predict(self, X: pd.DataFrame) -> np.ndarray:
+        """Return log ratios, shape (layers,)."""
+        carried = self.kriging.predict(X)
+        return carried + self.blend.predict(X.assign(carried=carried))
+
+    def save(self, folder: Path) -> None:
+        """Write a folder for each part."""
+        self.kriging.save(folder / "kriging")
+        self.blend.save(folder / "blend")
+
+    @classmethod
+    def load(cls, folder: Path) -> ConvolutionRegressor:
+        """Return what `save` wrote."""
+        return cls(kriging=Kriging.load(folder / "kriging"), blend=Blend.load(folder / "blend"))
+
 
 @dataclass
 class ConvolutionStage:
-    """One regressor per precision on the log ratio of a layer's time to its roofline."""
+    """One regressor per precision."""
 
-    regressors_: dict[str, Regressor] = field(default_factory=dict)
+    regressors_: dict[str, ConvolutionRegressor] = field(default_factory=dict)
 
     def fit(self, instances: pd.DataFrame, time_s: np.ndarray) -> ConvolutionStage:
         """Fits on layer instances, one per measured time; `time_s` has shape (n_layers,)."""
@@ -34,7 +81,7 @@ class ConvolutionStage:
         for precision in sorted(instances["precision"].unique()):
             here = (instances["precision"] == precision).to_numpy()
             features, log_bound = _features(instances[here])
-            self.regressors_[str(precision)] = Blend().fit(features, np.log(time_s[here]) - log_bound)
+            self.regressors_[str(precision)] = ConvolutionRegressor().fit(features, np.log(time_s[here]) - log_bound)
         return self
 
     def predict(self, instances: pd.DataFrame) -> np.ndarray:
@@ -56,7 +103,7 @@ class ConvolutionStage:
     @classmethod
     def load(cls, folder: Path, facts: Mapping[str, Any]) -> ConvolutionStage:
         """The stage a manifest describes."""
-        return cls({p: load_regressor(folder / f"convolutions-{p}") for p in facts["precisions"]})
+        return cls({p: ConvolutionRegressor.load(folder / f"convolutions-{p}") for p in facts["precisions"]})
 
 
 def _features(instances: pd.DataFrame) -> tuple[pd.DataFrame, np.ndarray]:

@@ -1,0 +1,262 @@
+"""Gaussian process over rows that come in groups, which answers for its own training rows as if their group were new.
+
+A table of layers is a grid: for a pair of widths never timed, the same size, kernel and stride was timed at other
+widths. The process carries those times over. A regressor stacked on top needs the same columns for its training
+rows, without the row's own group in them: `left_out_` gives that, in closed form from the inverse covariance.
+
+The kernel is the sum of a smooth and a short-ranged Matern 3/2, each with a length for every column. Lengths,
+amplitudes and noise minimise the relative error of the left-out answers, by Adam on random parts of the strata. Rows
+of different strata (kernel size, stride, ...) share these numbers and nothing else, which keeps matrices small:
+O(n^3) for the n rows of a stratum.
+
+Sources: Rasmussen and Williams 2006, chapter 5 (gaussianprocess.org/gpml) for the process and leaving rows out;
+Ginsbourger and Schaerer 2021, arXiv 2101.03108, for leaving out groups.
+"""
+
+from __future__ import annotations
+
+import json
+from dataclasses import asdict, dataclass
+from pathlib import Path
+from typing import Any, Final, NamedTuple
+
+import numpy as np
+import pandas as pd
+from numpy.typing import ArrayLike, NDArray
+from scipy.linalg import lapack
+
+from perfpred.errors import FormatError, PredictorError
+from perfpred.regressors import relative_error_slope
+
+FORMAT: Final = "perfpred.kriging"
+VERSION: Final = 1
+
+Floats = NDArray[np.float32]
+Array = NDArray[np.float64]
+
+#: First lengths, in standard deviations of a column, of the smooth and of the short-ranged kernel.
+_FIRST_LENGTHS: Final = (5.0, 2.0)
+
+#: First variances: of both kernels and of the noise, of a target in logarithms.
+_FIRST_VARIANCES: Final = (1.0, 0.14, 0.09)
+
+#: Least variance of the noise; single precision needs some.
+_LEAST_NOISE: Final = 0.006
+
+
+class _Scales(NamedTuple):
+    """Numbers of the kernel: lengths of shape (2, columns), variances of shape (2,), variance of the noise."""
+
+    lengths: Floats
+    variances: Floats
+    noise: float
+
+    @classmethod
+    def from_logarithms(cls, logs: Array) -> _Scales:
+        values = np.exp(logs).astype(np.float32)
+        return cls(values[:-3].reshape(2, -1), values[-3:-1], float(values[-1]))
+
+
+class _Part(NamedTuple):
+    """One of the two kernels on some rows: scaled rows, exponential and covariance, with the variance in both."""
+
+    rows: Floats
+    decay: Floats
+    covariance: Floats
+
+
+@dataclass(kw_only=True, eq=False)
+class Kriging:
+    """Gaussian process with leave-group-out answers.
+
+    Attributes:
+        strata: Columns that split the rows; rows answer only for rows of the same (or nearest) stratum.
+        steps: Steps of the search for lengths and variances.
+        rows: Rows drawn for a step.
+        learning_rate: Largest step, in logarithms.
+        smooth: Relative error at which the loss turns from quadratic to absolute.
+        seed: Of the draws.
+    """
+
+    strata: tuple[str, ...] = ()
+    steps: int = 100
+    rows: int = 1000
+    learning_rate: float = 0.08
+    smooth: float = 0.1
+    seed: int = 0
+
+    def fit(self, X: pd.DataFrame, y: ArrayLike, groups: ArrayLike) -> Kriging:
+        """Learn from rows; afterwards `left_out_`, shape (rows,), holds each row's answer without its group.
+
+        Args:
+            X: Numbers, shape (rows, columns), finite.
+            y: Log targets, shape (rows,).
+            groups: Label of each row's group, shape (rows,).
+        """
+        target, group = np.asarray(y, float), np.unique(np.asarray(groups), return_inverse=True)[1]
+        spread = X.std(ddof=0)
+        self.features_ = [str(name) for name in X.columns if spread[name] > 1e-6 and name not in self.strata]
+        self.mean_ = X[self.features_].mean().to_numpy(float)
+        self.spread_ = spread[self.features_].to_numpy(float)
+        self.known_, stratum = np.unique(X[list(self.strata)].to_numpy(float), axis=0, return_inverse=True)
+        self.level_ = float(np.median(target))
+        standard = self._standardised(X)
+        members = [np.flatnonzero(stratum.ravel() == s) for s in range(len(self.known_))]
+        self.scales_ = self._search(standard, target, group, members)
+        self.left_out_ = np.empty(len(target))
+        self.rows_, self.weights_ = [], []
+        for here in members:
+            centred = (target[here] - self.level_).astype(np.float32)
+            parts = _parts(standard[here], standard[here], self.scales_)
+            weights, inverse = _solved(_covariance(parts, self.scales_.noise), centred)
+            left_out = _left_out(inverse, weights, _members(group[here]))
+            self.left_out_[here] = target[here] - left_out
+            self.rows_.append(standard[here])
+            self.weights_.append(weights)
+        return self
+
+    def _search(self, rows: Floats, target: Array, group: NDArray[Any], members: list[NDArray[Any]]) -> _Scales:
+        random = np.random.default_rng(self.seed)
+        width = rows.shape[1]
+        logs = np.log(np.repeat([*_FIRST_LENGTHS, *_FIRST_VARIANCES], [width, width, 1, 1, 1]))
+        mean, square = np.zeros_like(logs), np.zeros_like(logs)
+        order = np.concatenate([random.permutation(len(members)) for _ in range(-(-self.steps // len(members)))])
+        for step in range(self.steps):
+            here = members[order[step]]
+            drawn = random.choice(here, min(self.rows, len(here)), replace=False)
+            scales = _Scales.from_logarithms(logs)
+            slope = _slope(rows[drawn], target[drawn] - self.level_, group[drawn], scales, self.smooth)
+            mean += 0.1 * (slope - mean)
+            square += 0.01 * (slope**2 - square)
+            rate = self.learning_rate * 0.5 * (1 + np.cos(np.pi * step / self.steps))
+            unbiased = mean / (1 - 0.9 ** (step + 1)) / (np.sqrt(square / (1 - 0.99 ** (step + 1))) + 1e-8)
+            logs = logs - rate * unbiased
+            logs[:-3] = np.clip(logs[:-3], -2, 4)
+            logs[-1] = max(logs[-1], np.log(_LEAST_NOISE))
+        return _Scales.from_logarithms(logs)
+
+    def _standardised(self, X: pd.DataFrame) -> Floats:
+        missing = [name for name in (*self.features_, *self.strata) if name not in X.columns]
+        if missing:
+            raise PredictorError(
+                f"features lack {', '.join(missing[:5])}; compute them with the function that made the training features"
+            )
+        return np.asarray((X[self.features_].to_numpy(float) - self.mean_) / self.spread_, np.float32)
+
+    def predict(self, X: pd.DataFrame) -> Array:
+        """Return log targets, shape (rows,)."""
+        asked, own = self._standardised(X), X[list(self.strata)].to_numpy(float)
+        nearest = np.abs(own[:, None] - self.known_).sum(axis=2).argmin(axis=1)
+        made = np.empty(len(X))
+        for stratum in np.unique(nearest):
+            here = np.flatnonzero(nearest == stratum)
+            parts = _parts(asked[here], self.rows_[stratum], self.scales_)
+            made[here] = self.level_ + _covariance(parts, 0.0) @ self.weights_[stratum]
+        return made
+
+    def save(self, folder: Path | str) -> None:
+        """Write `kriging.json` and `kriging.npz`."""
+        path = Path(folder)
+        path.mkdir(parents=True, exist_ok=True)
+        about = {"format": FORMAT, "version": VERSION, "params": asdict(self), "features": self.features_}
+        (path / "kriging.json").write_text(json.dumps(about, indent=1) + "\n", encoding="utf-8")
+        np.savez_compressed(
+            path / "kriging.npz",
+            allow_pickle=False,
+            **{"mean": self.mean_, "spread": self.spread_, "known": self.known_, "level": np.array(self.level_)},
+            **{"lengths": self.scales_.lengths, "variances": self.scales_.variances},
+            **{"noise": np.array(self.scales_.noise), "sizes": np.array([len(w) for w in self.weights_])},
+            **{"rows": np.concatenate(self.rows_), "weights": np.concatenate(self.weights_)},
+        )
+
+    @classmethod
+    def load(cls, folder: Path | str) -> Kriging:
+        """Return what `save` wrote, without `left_out_`.
+
+        Raises:
+            FormatError: not a saved process, or of another version.
+        """
+        path = Path(folder) / "kriging.json"
+        try:
+            about = json.loads(path.read_text(encoding="utf-8"))
+        except (OSError, json.JSONDecodeError) as error:
+            raise FormatError(f"{path}: can't be read as {FORMAT} ({error}); save the predictor again") from error
+        if (about.get("format"), about.get("version")) != (FORMAT, VERSION):
+            raise FormatError(f"{path}: not {FORMAT} version {VERSION}; save the predictor with this perfpred")
+        loaded = cls(**{**about["params"], "strata": tuple(about["params"]["strata"])})
+        loaded.features_ = about["features"]
+        with np.load(Path(folder) / "kriging.npz", allow_pickle=False) as stored:
+            loaded.mean_, loaded.spread_, loaded.known_ = stored["mean"], stored["spread"], stored["known"]
+            loaded.level_ = float(stored["level"])
+            loaded.scales_ = _Scales(stored["lengths"], stored["variances"], float(stored["noise"]))
+            ends = np.cumsum(stored["sizes"])[:-1]
+            loaded.rows_ = np.split(stored["rows"], ends)
+            loaded.weights_ = np.split(stored["weights"], ends)
+        return loaded
+
+
+def _members(labels: NDArray[Any]) -> list[NDArray[Any]]:
+    """Return the positions of each label."""
+    order = np.argsort(labels, kind="stable")
+    return np.split(order, np.flatnonzero(np.diff(labels[order])) + 1)
+
+
+def _parts(left: Floats, right: Floats, scales: _Scales) -> list[_Part]:
+    parts = []
+    for lengths, variance in zip(scales.lengths, scales.variances, strict=True):
+        a, b = left / lengths, right / lengths
+        distance = (a * a).sum(axis=1)[:, None] + (b * b).sum(axis=1) - 2 * (a @ b.T)
+        distance = np.sqrt(3 * np.maximum(distance, 0))
+        decay = variance * np.exp(-distance)
+        parts.append(_Part(a, decay, (1 + distance) * decay))
+    return parts
+
+
+def _covariance(parts: list[_Part], noise: float) -> Floats:
+    total: Floats = np.sum([part.covariance for part in parts], axis=0)
+    if noise:
+        total[np.diag_indices(len(total))] += noise
+    return total
+
+
+def _solved(covariance: Floats, target: Floats) -> tuple[Floats, Floats]:
+    """Return the inverse covariance times the target, and the inverse."""
+    factor, failed = lapack.spotrf(covariance, lower=1)
+    if failed:
+        raise PredictorError("the covariance of the rows is singular; look for values that aren't finite")
+    weights, _ = lapack.spotrs(factor, target, lower=1)
+    inverse, _ = lapack.spotri(factor, lower=1)
+    return weights, np.tril(inverse) + np.tril(inverse, -1).T
+
+
+def _left_out(inverse: Floats, weights: Floats, groups: list[NDArray[Any]]) -> Array:
+    """Return true less left-out answer of each row."""
+    left = np.empty(len(weights))
+    for own in groups:
+        left[own] = np.linalg.solve(inverse[np.ix_(own, own)], weights[own])
+    return left
+
+
+def _slope(rows: Floats, target: Array, labels: NDArray[Any], scales: _Scales, smooth: float) -> Array:
+    """Return the gradient of the left-out answers' mean relative error by the logarithms of the scales.
+
+    With C the covariance, w = C^-1 y, left-out differences e_g = (C^-1)_gg^-1 w_g and slope s of the loss by e, let
+    v_g = (C^-1)_gg^-1 s_g. Then the gradient by C is C^-1 (V - v y') C^-1 with V the blocks v_g e_g'.
+    """
+    parts = _parts(rows, rows, scales)
+    groups = _members(labels)
+    weights, inverse = _solved(_covariance(parts, scales.noise), target.astype(np.float32))
+    left = _left_out(inverse, weights, groups)
+    slope_by_left = -relative_error_slope(-left, smooth)[0] / len(left)
+    pulled = _left_out(inverse, slope_by_left.astype(np.float32), groups).astype(np.float32)
+    blocks = np.empty_like(inverse)
+    for own in groups:
+        blocks[:, own] = np.outer(inverse[:, own] @ pulled[own], left[own])
+    by_covariance = blocks @ inverse - np.outer(inverse @ pulled, weights)
+    by_covariance = (by_covariance + by_covariance.T) / 2
+    slopes: list[NDArray[Any]] = []
+    for part in parts:
+        pairs = 3 * by_covariance * part.decay
+        slopes.append(2 * (part.rows * (part.rows * pairs.sum(axis=1)[:, None] - pairs @ part.rows)).sum(axis=0))
+    variances = [float((by_covariance * part.covariance).sum()) for part in parts]
+    return np.concatenate([*slopes, [*variances, float(np.trace(by_covariance)) * scales.noise]]).astype(float)
