@@ -18,6 +18,7 @@ from itertools import pairwise
 
 import numpy as np
 import pandas as pd
+import xgboost as xgb
 from written import RESULTS, percent, write
 
 from perfpred.corpus import datasets_folder
@@ -28,7 +29,6 @@ from perfpred.plots import COLOURS, figure
 from perfpred.predictor import LatencyPredictor
 from perfpred.scores import lineages
 from perfpred.splits import Split, scorable, splits, subset
-from perfpred.stages import boosted_trees
 
 DATASET = "gpu-onnxruntime"
 SEED = 0
@@ -39,6 +39,15 @@ STEPS = {"shape": "shape", "cost": "+ cost", "device": "+ device", "engine": "en
 #: In the order in which knowledge is added.
 LADDER = (("shape", "node"), ("cost", "node"), ("cost", "fused"), ("device", "fused"), ("engine", "fused"))
 SIZES = [f"shape:{size}" for size in ("m", "n", "k", "groups", "c", "k_out", "h", "w", "r", "stride")]
+
+
+def boosted_trees() -> xgb.XGBRegressor:
+    """Trees for whole engines; small steps, since the sets are small and the targets are residuals."""
+    return xgb.XGBRegressor(
+        n_estimators=500, max_depth=4, learning_rate=0.04, min_child_weight=5, subsample=0.7, colsample_bytree=0.5,
+        reg_lambda=4.0, objective="reg:pseudohubererror", huber_slope=0.2, tree_method="hist", n_jobs=1,
+        random_state=SEED,
+    )  # fmt: skip
 
 
 def reference_device(instances: pd.DataFrame) -> pd.DataFrame:
@@ -65,7 +74,7 @@ def regressed(features: pd.DataFrame, offset: np.ndarray, latency_s: np.ndarray,
     made, target = np.empty(len(latency_s)), np.log(latency_s) - offset
     for split in every:
         middle = np.median(target[split.train])  # the trees' loss expects residuals
-        trees = boosted_trees(SEED).fit(features.iloc[split.train], target[split.train] - middle)
+        trees = boosted_trees().fit(features.iloc[split.train], target[split.train] - middle)
         made[split.test] = trees.predict(features.iloc[split.test]) + middle + offset[split.test]
     return np.exp(made)
 

@@ -112,6 +112,18 @@ class EngineStage:
         made: Array = (work + launch)[layers.index]
         return made
 
+    def method(self, instances: pd.DataFrame, engines: pd.DataFrame) -> tuple[Array, Array]:
+        """What each engine's method adds to the times of its layers, seconds, and its factor on the sum of both.
+
+        Shape (n_engines,) each. Trees on top of the layer times may shorten the launches that a method saves on, so
+        nothing is taken away.
+        """
+        layers = distinct_layers(instances, len(engines))
+        work, launch = _layer_times(layers, self.parameters_)[:2]
+        whole = np.exp(self._log_physics(layers, engines))
+        scale = np.exp(self._of_cell("cell_scale", engines))
+        return np.maximum(whole / scale - layers.counts @ (work + launch), 0.0), scale
+
     def _log_physics(self, layers: DistinctLayers, engines: pd.DataFrame) -> Array:
         work, launch = _layer_times(layers, self.parameters_)[:2]
         cell = {name: self._of_cell(name, engines) for name in _CELL}

@@ -6,12 +6,14 @@ Columns come in named groups, so that an ablation can leave a group out.
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Mapping
+import json
+from collections.abc import Iterable, Mapping, Sequence
 from typing import Final
 
 import numpy as np
 import pandas as pd
 
+from perfpred.dataset import GEOMETRY
 from perfpred.device import Device
 from perfpred.layer import DTYPE_BITS, KINDS, PRECISIONS
 
@@ -30,6 +32,21 @@ _DTYPE_PEAK: Final[Mapping[str, str]] = {
 }
 #: Groups a feature's name can start with.
 GROUPS: Final = ("shape", "cost", "fusion", "tile", "bound", "device", "precision", "totals")
+#: Columns of layers that `layer_features` reads; two layers alike in them have the same features.
+LAYER_COLUMNS: Final = (
+    "kind", "op_types", "dtype", "n_inputs", "n_outputs", "input_bytes", "output_bytes", "weight_bytes", "flops",
+    "dram_bytes", "shapes_json", *GEOMETRY, "precision", *DEVICE_NUMBERS,
+)  # fmt: skip
+#: Operators that runtimes have kernels of their own for: which of them a layer holds is a feature.
+_OPERATORS: Final = (
+    "Conv", "ConvTranspose", "MatMul", "Gemm", "Einsum", "LSTM", "GRU", "Add", "Mul", "Sub", "Div", "Relu",
+    "LeakyRelu", "PRelu", "Sigmoid", "Clip", "Erf", "Tanh", "HardSwish", "HardSigmoid", "Pow", "Sqrt", "Softplus",
+    "Elu", "BatchNormalization", "InstanceNormalization", "LayerNormalization", "Softmax", "ReduceMean", "ReduceSum",
+    "ReduceL2", "GlobalAveragePool", "MaxPool", "AveragePool", "Resize", "Pad", "Concat", "Slice", "Split",
+    "Transpose", "Reshape", "Flatten", "Squeeze", "Unsqueeze", "Gather", "Expand", "Cast", "DepthToSpace",
+)  # fmt: skip
+#: Output tiles of matrix kernels.
+_TILES: Final = ((64, 64), (128, 128), (256, 128), (128, 32))
 _POINTWISE_OPS: Final = frozenset(
     {"Relu", "Clip", "Sigmoid", "Tanh", "Mul", "Add", "Sub", "Div", "Erf", "HardSwish", "Gelu"}
 )
@@ -84,6 +101,9 @@ def _log(values: pd.Series | np.ndarray) -> np.ndarray:
 def layer_features(layers: pd.DataFrame) -> pd.DataFrame:
     """Features of layers.
 
+    The device enters through what it makes of a layer (its bounds, waves and work per SM) and not by itself: learners
+    that see the device's own numbers tell the training devices apart and answer worse for others.
+
     Args:
         layers: Rows of a dataset's `layers` table joined with `precision` and `DEVICE_NUMBERS`.
 
@@ -107,23 +127,78 @@ def layer_features(layers: pd.DataFrame) -> pd.DataFrame:
     ops = layers["op_types"]
     made["fusion:n_ops"] = np.log([max(len(o), 1) for o in ops])
     made["fusion:n_pointwise"] = np.array([sum(t in _POINTWISE_OPS for t in o) for o in ops], float)
-    made["fusion:has_add"] = np.array(["Add" in set(o) for o in ops], float)
     made["fusion:n_inputs"] = layers["n_inputs"].to_numpy(float)
     made["fusion:n_outputs"] = layers["n_outputs"].to_numpy(float)
     peak = peak_of(layers)
-    made["device:peak"] = np.log(peak)
-    for number in ("sm_count", "clock_hz", "dram_bytes_per_s", "l2_bytes"):
-        made[f"device:{number}"] = np.log(layers[number].to_numpy(float))
-    for number in ("cuda_cores_per_sm", "compute_capability", "is_cpu"):
-        made[f"device:{number}"] = layers[number].to_numpy(float)
-    made["device:ridge"] = np.log(peak / layers["dram_bytes_per_s"].to_numpy(float))
-    made["device:l2_fill"] = np.log1p(dram) - np.log(layers["l2_bytes"].to_numpy(float))
     made["bound:compute"] = np.log(bound["compute_s"] + 1e-9).to_numpy()
     made["bound:memory"] = np.log(bound["memory_s"] + 1e-9).to_numpy()
     made["bound:roofline"] = np.log(bound["roofline_s"] + 1e-9).to_numpy()
     made["precision:bits"] = layers["dtype"].map(dict(DTYPE_BITS)).fillna(32).to_numpy(float)
     made["precision:tf32"] = (layers["precision"] == "tf32").to_numpy(float)
+    made |= _operator_features(ops) | _border_features(layers) | _tile_features(layers, peak)
     return pd.DataFrame(made, index=layers.index)
+
+
+def _operator_features(op_types: Iterable[Sequence[str]]) -> dict[str, np.ndarray]:
+    held = [set(ops) for ops in op_types]
+    made = {f"fusion:has_{op.lower()}": np.array([op in ops for ops in held], float) for op in _OPERATORS}
+    position = {op: number for number, op in enumerate(_OPERATORS)}
+    made["fusion:first"] = np.array([position.get(ops[0], -1) if len(ops) else -1 for ops in op_types], float)
+    return made
+
+
+def _border_features(layers: pd.DataFrame) -> dict[str, np.ndarray]:
+    """First input and output: what decides how a kernel that moves data walks through memory."""
+    texts = layers["shapes_json"]
+    known = {text: _border(json.loads(text)) for text in texts.unique()}
+    border = np.array([known[text] for text in texts], float).reshape(len(texts), len(_BORDER))
+    made = {f"shape:{name}": border[:, column] for column, name in enumerate(_BORDER)}
+    sm_count = layers["sm_count"].to_numpy(float)
+    elements = np.expm1(made["shape:elements"])
+    made["tile:elements_per_sm"] = np.log1p(elements / sm_count)
+    made["tile:flops_per_sm"] = np.log1p(layers["flops"].to_numpy(float) / sm_count)
+    made["tile:bytes_per_sm"] = np.log1p(layers["dram_bytes"].to_numpy(float) / sm_count)
+    return made
+
+
+_BORDER: Final = ("rank", "last_in", "last_out", "second_last", "same", "keeps_last", "elements", "in_per_out")
+
+
+def _border(shapes: Mapping[str, Sequence[tuple[Sequence[int], str]]]) -> list[float]:
+    """Numbers of `_BORDER`; sizes as log1p."""
+    source = list(shapes["inputs"][0][0]) if shapes["inputs"] else []
+    target = list(shapes["outputs"][0][0]) if shapes["outputs"] else []
+    last_in, last_out = (side[-1] if side else 1 for side in (source, target))
+    elements = float(np.prod(target, dtype=float))
+    sizes = np.log1p([last_in, last_out, source[-2] if len(source) > 1 else 1])
+    ratio = np.log1p(float(np.prod(source, dtype=float)) / max(elements, 1.0))
+    return [len(source), *sizes, source == target, last_in == last_out, np.log1p(elements), ratio]
+
+
+def _tile_features(layers: pd.DataFrame, peak: np.ndarray) -> dict[str, np.ndarray]:
+    """How output tiles fill the SMs, and whether widths suit the tensor cores; NaN where nothing is multiplied."""
+    sm_count = layers["sm_count"].to_numpy(float)
+    size = {name: layers[name].to_numpy(float, na_value=np.nan) for name in GEOMETRY}
+    m, n, k, groups = (size[name] for name in ("m", "n", "k", "groups"))
+    made: dict[str, np.ndarray] = {}
+    for tile_m, tile_n in _TILES:
+        tiles = np.ceil(m / tile_m) * np.ceil(n / tile_n) * groups
+        waves, name = tiles / sm_count, f"{tile_m}x{tile_n}"
+        made[f"tile:waves_{name}"] = np.log(waves)
+        made[f"tile:tail_{name}"] = waves / np.ceil(waves)
+        made[f"tile:edge_{name}"] = m * n * groups / (tiles * tile_m * tile_n)
+        made[f"tile:time_{name}"] = np.log(np.ceil(waves) * tile_m * tile_n * k * 2 * sm_count / peak + 1e-9)
+    for name in ("c", "k_out", "n", "k"):
+        whole = size[name]
+        made[f"tile:even_{name}"] = np.where(np.isnan(whole), np.nan, (whole % 8 == 0) * 1.0 + (whole % 64 == 0))
+    made["shape:c_per_group"] = np.log(size["c"] / groups)
+    made["shape:taps"] = size["r"] * size["s"]
+    square = (size["r"] == 3) & (size["s"] == 3) & (size["stride"] == 1) & (size["dilation"] == 1)
+    made["shape:square3"] = square.astype(float)
+    made["shape:pixels"] = np.log1p(size["p"] * size["q"])
+    made["shape:one_dimensional"] = ((size["h"] == 1) & (size["w"] > 1)).astype(float)
+    made["cost:reuse"] = np.log(m * n * k * groups + 1) - np.log(m * k + k * n + m * n + 1)
+    return made
 
 
 def engine_features(layers: pd.DataFrame, layer_s: np.ndarray) -> pd.DataFrame:

@@ -46,7 +46,7 @@ class LatencyPredictor:
         name: What predictions call it.
         level: Layers it reads: `fused`, or `node` and `builder` for ablations.
         drop: Feature groups left out, for ablations.
-        trees: Whether boosted trees follow the physics; on lineages never seen they lose to it.
+        trees: Whether boosted trees follow the physics where layers were timed.
         seed: Of every random choice.
         folds: Groups of lineages for the held-out residuals behind the intervals; 0 leaves intervals out.
     """
@@ -54,7 +54,7 @@ class LatencyPredictor:
     name: str = "perfpred"
     level: str = "fused"
     drop: Sequence[str] = ()
-    trees: bool = False
+    trees: bool = True
     seed: int = 0
     folds: int = 5
     stages_: Stages = field(default_factory=Stages)

@@ -1,8 +1,8 @@
 """The stages of a prediction: the time of each layer, then the latency of the engine they make.
 
 Physics comes first: layer times and method terms learned from whole-engine latencies (`perfpred.engine_stage`), so
-that no layer times are needed. Boosted trees then learn how layers depart from it, where layer times were measured,
-and how engines depart from the sum of their layers. Tables of single timed convolutions have a stage of their own.
+that no layer times are needed. Where layers were timed too, boosted trees (`perfpred.layer_trees`) learn how layers
+depart from it. Tables of single timed convolutions have a stage of their own.
 """
 
 from __future__ import annotations
@@ -14,37 +14,20 @@ from typing import Any, Final
 
 import numpy as np
 import pandas as pd
-import xgboost as xgb
 
 from perfpred.convolution_stage import ConvolutionStage
 from perfpred.engine_stage import EngineStage
-from perfpred.errors import FormatError, PredictorError
-from perfpred.features import engine_features, layer_features, without_groups
+from perfpred.errors import PredictorError
+from perfpred.features import engine_features
+from perfpred.layer_trees import LayerTargets, LayerTrees
 
 #: Latency kind of rows that time one layer alone.
 LAYER_KIND: Final = "layer"
-#: Fewest engines that boosted trees are fitted on: on less, they follow single families.
-_FEWEST_ENGINES: Final = 400
+_TREES_FILE: Final = "layer.ubj"
+#: Fewest timed layers that trees are fitted on: on less, they follow single networks.
 _FEWEST_LAYERS: Final = 2000
-
-
-def boosted_trees(seed: int = 0, **changes: Any) -> xgb.XGBRegressor:
-    """The package's usual trees; small steps, since the sets are small and the targets are residuals."""
-    settings = {
-        "n_estimators": 500,
-        "max_depth": 4,
-        "learning_rate": 0.04,
-        "min_child_weight": 5,
-        "subsample": 0.7,
-        "colsample_bytree": 0.5,
-        "reg_lambda": 4.0,
-        "objective": "reg:pseudohubererror",
-        "huber_slope": 0.2,
-        "tree_method": "hist",
-        "n_jobs": 1,  # the sets are small: threads would cost more than they give
-        "random_state": seed,
-    }
-    return xgb.XGBRegressor(**{**settings, **changes})
+#: Engines that settle the coefficients of the physics where trees follow it.
+_PHYSICS_ENGINES: Final = 1500
 
 
 @dataclass
@@ -53,16 +36,15 @@ class Stages:
 
     Attributes:
         drop: Feature groups the trees do without.
-        trees: Whether trees follow the physics.
+        trees: Whether trees follow the physics where layers were timed.
         seed: Of every random choice.
     """
 
     drop: Sequence[str] = ()
-    trees: bool = False
+    trees: bool = True
     seed: int = 0
     physics_: EngineStage | None = None
-    layer_trees_: xgb.XGBRegressor | None = None
-    engine_trees_: xgb.XGBRegressor | None = None
+    trees_: LayerTrees | None = None
     convolutions_: ConvolutionStage | None = None
 
     def fit(self, engines: pd.DataFrame, instances: pd.DataFrame, layer_time_s: np.ndarray) -> Stages:
@@ -74,7 +56,7 @@ class Stages:
             layer_time_s: Measured time of each instance, seconds, NaN where unknown; shape (n_layers,).
         """
         whole, single = _apart(engines)
-        self.physics_ = self.layer_trees_ = self.engine_trees_ = self.convolutions_ = None
+        self.physics_ = self.trees_ = self.convolutions_ = None
         if len(single):
             _, layers = select(instances, single)
             self.convolutions_ = ConvolutionStage().fit(layers, _latency(engines.iloc[single]))
@@ -84,25 +66,27 @@ class Stages:
         return self
 
     def _fit_engines(self, engines: pd.DataFrame, layers: pd.DataFrame, layer_time_s: np.ndarray) -> None:
-        self.physics_ = EngineStage(seed=self.seed).fit(layers, engines)
-        if not self.trees:
+        timed = int((np.isfinite(layer_time_s) & (layer_time_s > 0)).sum())
+        if not self.trees or timed < _FEWEST_LAYERS:
+            self.physics_ = EngineStage(seed=self.seed).fit(layers, engines)
             return
-        known = np.flatnonzero(np.isfinite(layer_time_s) & (layer_time_s > 0))
-        if len(known) >= _FEWEST_LAYERS:
-            part = layers.iloc[known].assign(row=layers["row"].iloc[known].rank(method="dense").astype(int) - 1)
-            target = np.log(layer_time_s[known] / self.physics_.layer_times(part))
-            self.layer_trees_ = boosted_trees(self.seed, max_depth=7, n_estimators=400)
-            self.layer_trees_.fit(self._layer_features(part), target)
-        if len(engines) >= _FEWEST_ENGINES:
-            target = np.log(_latency(engines)) - self.physics_.predict(layers, engines)
-            self.engine_trees_ = boosted_trees(self.seed)
-            self.engine_trees_.fit(self._engine_features(layers), target)
-
-    def _layer_features(self, layers: pd.DataFrame) -> pd.DataFrame:
-        return without_groups(layer_features(layers), self.drop)
-
-    def _engine_features(self, layers: pd.DataFrame) -> pd.DataFrame:
-        return without_groups(self.features(layers), self.drop)
+        chosen = np.arange(len(engines))
+        if len(chosen) > _PHYSICS_ENGINES:
+            random = np.random.default_rng(self.seed)
+            chosen = np.sort(random.choice(chosen, _PHYSICS_ENGINES, replace=False))
+        _, part = select(layers, chosen)
+        physics = EngineStage(smooth=False, seed=self.seed).fit(part, engines.iloc[chosen].reset_index(drop=True))
+        added_s, scale = physics.method(layers, engines)
+        targets = LayerTargets(
+            row=layers["row"].to_numpy(int),
+            base_s=physics.layer_times(layers),
+            layer_s=layer_time_s,
+            latency_s=_latency(engines) / scale,
+            added_s=added_s,
+            weight=engines.groupby("network")["network"].transform("size").to_numpy(float) ** -0.5,
+        )
+        self.physics_ = physics
+        self.trees_ = LayerTrees(drop=tuple(self.drop), seed=self.seed).fit(layers, targets)
 
     def features(self, instances: pd.DataFrame) -> pd.DataFrame:
         """Features of engines, shape (n_engines, n_features); their ranges tell what extrapolates."""
@@ -119,9 +103,7 @@ class Stages:
         if self.physics_ is None:
             return self._convolutions(instances)
         made = self.physics_.layer_times(instances)
-        if self.layer_trees_ is not None:
-            made = made * np.exp(self.layer_trees_.predict(self._layer_features(instances)).astype(float))
-        return made
+        return made if self.trees_ is None else made * self.trees_.factor(instances)
 
     def _convolutions(self, instances: pd.DataFrame) -> np.ndarray:
         if self.convolutions_ is None:
@@ -146,22 +128,19 @@ class Stages:
                 raise PredictorError("the predictor was trained on single layers, not on engines; train one on engines")
             _, layers = select(instances, whole)
             asked = engines.iloc[whole].reset_index(drop=True)
-            log_s = self.physics_.predict(layers, asked)
-            if self.engine_trees_ is not None:
-                log_s = log_s + self.engine_trees_.predict(self._engine_features(layers)).astype(float)
-            made[whole] = np.exp(log_s)
+            if self.trees_ is None:
+                made[whole] = np.exp(self.physics_.predict(layers, asked))
+            else:
+                added_s, scale = self.physics_.method(layers, asked)
+                made[whole] = (np.bincount(layers["row"], self.layer_times(layers), len(whole)) + added_s) * scale
         return made
 
     def save(self, folder: Path) -> dict[str, Any]:
         """Writes trees beside the manifest and returns the rest for it."""
-        for name, trees in (("layer", self.layer_trees_), ("engine", self.engine_trees_)):
-            if trees is not None:
-                trees.save_model(folder / f"{name}.ubj")
         return {
             "trees": self.trees,
             "physics": self.physics_.to_dict() if self.physics_ else None,
-            "layer_trees": self.layer_trees_ is not None,
-            "engine_trees": self.engine_trees_ is not None,
+            "layer_trees": self.trees_.save(folder / _TREES_FILE) if self.trees_ else None,
             "convolutions": self.convolutions_.save(folder) if self.convolutions_ else None,
         }
 
@@ -172,8 +151,9 @@ class Stages:
             drop=drop,
             trees=facts["trees"],
             physics_=EngineStage.from_dict(facts["physics"]) if facts["physics"] else None,
-            layer_trees_=_load_trees(folder / "layer.ubj") if facts["layer_trees"] else None,
-            engine_trees_=_load_trees(folder / "engine.ubj") if facts["engine_trees"] else None,
+            trees_=LayerTrees.load(folder / _TREES_FILE, tuple(drop), facts["layer_trees"])
+            if facts["layer_trees"]
+            else None,
             convolutions_=ConvolutionStage.load(folder, facts["convolutions"]) if facts["convolutions"] else None,
         )
 
@@ -196,14 +176,3 @@ def _apart(engines: pd.DataFrame) -> tuple[np.ndarray, np.ndarray]:
 
 def _latency(engines: pd.DataFrame) -> np.ndarray:
     return engines["latency_s"].to_numpy(float)
-
-
-def _load_trees(path: Path) -> xgb.XGBRegressor:
-    if not path.exists():
-        raise FormatError(f"{path}: is missing; copy the whole predictor folder, or train it again")
-    trees = xgb.XGBRegressor()
-    try:
-        trees.load_model(path)
-    except xgb.core.XGBoostError as error:
-        raise FormatError(f"{path}: is damaged; copy the predictor again, or train it again") from error
-    return trees

@@ -16,7 +16,7 @@ from made import dataset
 
 import perfpred
 from perfpred import stages
-from perfpred.dataset import Dataset
+from perfpred.dataset import Dataset, time_frame
 from perfpred.device import Device, load_device
 from perfpred.errors import FormatError
 from perfpred.evaluate import Evaluation
@@ -89,8 +89,12 @@ def test_json_files(kind: str, tmp_path: Path) -> None:
 
 
 def test_predictor_folders_survive_no_cut(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(stages, "_FEWEST_ENGINES", 20)  # so that there are trees to be cut
-    LatencyPredictor(folds=0, trees=True).fit(dataset()).save(tmp_path / "p")
+    monkeypatch.setattr(stages, "_FEWEST_LAYERS", 20)  # so that there are trees to be cut
+    made = dataset()
+    layers = made.layers_at("fused").merge(made.engines[["engine_id", "structure"]], on="structure")
+    timed = layers[["engine_id", "name", "onnx_nodes"]].assign(time_s=1e-5)
+    made.times = time_frame(timed.to_dict("records"))
+    LatencyPredictor(folds=0).fit(made).save(tmp_path / "p")
     manifest = tmp_path / "p" / "manifest.json"
     content = json.loads(manifest.read_text())
     for key in ("stages", "transfers", "residuals", "contrast", "facts", "name", "level", "drop", "seed"):
@@ -98,14 +102,14 @@ def test_predictor_folders_survive_no_cut(tmp_path: Path, monkeypatch: pytest.Mo
         with pytest.raises(FormatError, match="train the predictor again"):
             LatencyPredictor.load(tmp_path / "p")
     manifest.write_text(json.dumps(content))
-    trees = tmp_path / "p" / "engine.ubj"
+    trees = tmp_path / "p" / "layer.ubj"
     whole = trees.read_bytes()
     for damaged in (b"", whole[:1], whole[: len(whole) // 2], whole[:-1], bytes(len(whole))):
         trees.write_bytes(damaged)
-        with pytest.raises(FormatError, match=r"engine.ubj: is damaged"):
+        with pytest.raises(FormatError, match=r"layer.ubj: is damaged"):
             LatencyPredictor.load(tmp_path / "p")
     trees.unlink()
-    with pytest.raises(FormatError, match=r"engine.ubj: is missing"):
+    with pytest.raises(FormatError, match=r"layer.ubj: is missing"):
         LatencyPredictor.load(tmp_path / "p")
 
 

@@ -1,0 +1,101 @@
+"""Layer trees learn each layer's factor from timed layers, and from totals where no layer was timed."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import numpy as np
+import pandas as pd
+import pytest
+
+from perfpred.dataset import engine_frame, layer_frame
+from perfpred.errors import FormatError
+from perfpred.group import conv_layer
+from perfpred.instances import layer_instances
+from perfpred.layer_trees import LayerTargets, LayerTrees, distinct
+
+#: What the kernels make of a layer: plain 3x3 and pointwise convolutions, and depthwise ones.
+_FACTOR = {3: 2.0, 1: 5.0, "depthwise": 9.0}
+
+
+def _law(layers: pd.DataFrame) -> np.ndarray:
+    depthwise = layers["kind"].eq("depthwise_conv").to_numpy()
+    return np.where(depthwise, _FACTOR["depthwise"], np.where(layers["r"] == 3, _FACTOR[3], _FACTOR[1]))
+
+
+def _measured(n: int, seed: int) -> tuple[pd.DataFrame, LayerTargets]:
+    """Engines of six convolutions; layer times of every other engine, never of a depthwise layer's engine."""
+    rng = np.random.default_rng(seed)
+    frames, engines = [], []
+    for i in range(n):
+        nets = []
+        for j in range(6):
+            c, h, r = int(2 ** rng.integers(3, 9)), int(2 ** rng.integers(3, 7)), int(rng.choice([1, 3]))
+            depthwise = i % 2 == 0 and j < 3
+            nets.append(
+                conv_layer(
+                    c=c, h=h, w=h, k_out=c if depthwise else int(2 ** rng.integers(3, 9)), r=3 if depthwise else r,
+                    groups=c if depthwise else 1, name=f"layer{j}",
+                )
+            )  # fmt: skip
+        frames.append(layer_frame(nets, structure=f"s{i}", level="fused"))
+        engines.append({"engine_id": f"e{i}", "structure": f"s{i}", "device": "tesla-t4", "precision": "fp16"})
+    layers = layer_instances(engine_frame(engines), pd.concat(frames, ignore_index=True))
+    row = layers["row"].to_numpy(int)
+    base_s = 1e-6 + layers["flops"].to_numpy(float) / 1e13
+    layer_s = base_s * _law(layers)
+    return layers, LayerTargets(
+        row=row,
+        base_s=base_s,
+        layer_s=np.where(row % 2 == 1, layer_s, np.nan),
+        latency_s=np.bincount(row, layer_s) + 2e-5,
+        added_s=np.full(n, 2e-5),
+        weight=np.ones(n),
+    )
+
+
+def test_factors_come_from_layers_and_from_totals(tmp_path: Path) -> None:
+    layers, targets = _measured(150, seed=0)
+    trees = LayerTrees(rounds=120).fit(layers, targets)
+    asked, truth = _measured(40, seed=1)
+    factor = trees.factor(asked)
+    law = _law(asked)
+    for kind in (3, 1):
+        alike = np.isclose(law, _FACTOR[kind])
+        assert np.median(factor[alike]) == pytest.approx(_FACTOR[kind], rel=0.05)
+    # No depthwise layer was ever timed: what is known of it comes from the totals.
+    assert np.median(factor[np.isclose(law, _FACTOR["depthwise"])]) == pytest.approx(9.0, rel=0.4)
+    made = np.bincount(truth.row, truth.base_s * factor) + truth.added_s
+    assert np.median(np.abs(made / truth.latency_s - 1)) < 0.1
+    digest = trees.save(tmp_path / "layer.ubj")
+    np.testing.assert_array_equal(LayerTrees.load(tmp_path / "layer.ubj", (), digest).factor(asked), factor)
+
+
+def test_the_same_seed_gives_the_same_trees() -> None:
+    layers, targets = _measured(20, seed=0)
+    first, again, other = (LayerTrees(rounds=5, seed=s).fit(layers, targets).factor(layers) for s in (3, 3, 4))
+    np.testing.assert_array_equal(first, again)
+    assert (first != other).any()
+
+
+def test_layer_times_taken_under_other_conditions_are_left_out() -> None:
+    layers, targets = _measured(20, seed=0)
+    odd = LayerTargets(**{**vars(targets), "layer_s": targets.layer_s * 10})
+    none = LayerTargets(**{**vars(targets), "layer_s": np.full(len(layers), np.nan)})
+    made = [LayerTrees(rounds=5).fit(layers, t).factor(layers) for t in (odd, none)]
+    np.testing.assert_array_equal(*made)
+
+
+def test_distinct_layers_keep_what_features_see() -> None:
+    layers, _ = _measured(10, seed=0)
+    twice = pd.concat([layers, layers.assign(row=layers["row"] + 10)], ignore_index=True)
+    index, first = distinct(twice)
+    assert len(first) == index.max() + 1 <= len(layers)
+    np.testing.assert_array_equal(index[: len(layers)], index[len(layers) :])
+    kept = twice.iloc[first[index]]
+    assert (kept["flops"].to_numpy() == twice["flops"].to_numpy()).all()
+
+
+def test_a_missing_file_is_one_line(tmp_path: Path) -> None:
+    with pytest.raises(FormatError, match="is missing; copy the whole predictor folder"):
+        LayerTrees.load(tmp_path / "layer.ubj", (), "")
