@@ -109,7 +109,7 @@ def evaluated(name: str, dataset: Dataset, protocol: str) -> dict[str, pd.DataFr
     """All tables of one dataset under one protocol; `None` where the dataset has too few groups."""
     begun = time.monotonic()
     try:
-        found = evaluate([LatencyPredictor()], dataset, protocol=protocol, folds=FOLDS, seed=SEED)
+        found = evaluate([LatencyPredictor()], dataset, protocol=protocol, folds=FOLDS, seed=SEED, n_jobs=-1)
     except DatasetError as error:
         print(f"{name}: {error}")
         return None

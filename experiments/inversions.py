@@ -9,7 +9,7 @@ inverted where the stronger one takes more than 2 % longer, and flat where it ga
 paired within one dataset and device over SM counts and, at equal SM counts, over H100 and H200 (same SMs, faster
 memory). Layers of profiled pairs are compared one by one. Published figures are TensorRT; timm's are compiled PyTorch throughput.
 Published latencies stay where they are: of pairs the results hold the ratio alone, and of these only what gains less
-than 5 %. Rows of `gpu-onnxruntime-shared` were measured while other partitions existed, see its README.
+than 5 %.
 """
 
 from __future__ import annotations
