@@ -1,4 +1,4 @@
-"""Honest intervals: held-out residuals, kept by device and kind of latency."""
+"""Honest intervals: held-out residuals, over how far each prediction was expected to be off."""
 
 from __future__ import annotations
 
@@ -8,65 +8,111 @@ from typing import Any, Final
 
 import numpy as np
 import pandas as pd
+from numpy.typing import ArrayLike
+
+from perfpred.stages import LAYER_KIND
 
 #: Intervals of networks outside the training range are this much wider, on the log scale.
-_STRETCH: Final = 1.5
-_GRID: Final = 201
+_STRETCH: Final = 2.0
+_PROBABILITY: Final = np.linspace(0, 1, 201)
+#: A group of n rows counts as the square root of n: its rows err alike, and few groups hold most of the rows.
+_WITHIN: Final = -0.5
+#: Grid of devices that were left out whole; rows that time one layer alone have one of their kind's name.
+_UNSEEN_DEVICE: Final = "unseen device"
 
 
 @dataclass
 class Residuals:
-    """Held-out log residuals `log(measured / predicted)`: intervals and probabilities are read off them.
+    """Held-out residuals `log(measured / predicted) / spread`: intervals and probabilities are read off them.
 
     Split-conformal on the engine level: a new network of a lineage never seen is exchangeable with the held-out
-    ones. Kept as a quantile grid by device and by latency kind; a cell with fewer than 30 rows uses the kind's.
+    ones. Kept as grids of quantiles: of all devices together, of devices left out whole where that was tried, of
+    single layers, and of devices calibrated by measurements.
     """
 
     grids_: dict[str, list[float]] = field(default_factory=dict)
-    rows_: dict[str, int] = field(default_factory=dict)
+    rows_: dict[str, float] = field(default_factory=dict)
 
-    def fit(self, engines: pd.DataFrame, residual: pd.Series[float] | np.ndarray) -> Residuals:
-        """Keeps the quantiles of residuals, shape (n_engines,), by cell."""
-        told = np.isfinite(np.asarray(residual, float))
-        engines = engines[told].reset_index(drop=True)
-        known = pd.Series(np.asarray(residual, float)[told])
-        cells = {
-            "": pd.Series("", index=known.index),
-            "kind": engines["latency_kind"].reset_index(drop=True).astype(str),
-            "device": (engines["device"].astype(str) + "|" + engines["latency_kind"].astype(str)).reset_index(
-                drop=True
-            ),
-        }
-        for keys in cells.values():
-            for key, part in known.groupby(keys.to_numpy()):
-                if len(part) >= 30 or str(key) == "":
-                    self.grids_[str(key)] = np.quantile(part, np.linspace(0, 1, _GRID)).tolist()
-                    self.rows_[str(key)] = len(part)
+    def fit(
+        self,
+        engines: pd.DataFrame,
+        residual: ArrayLike,
+        *,
+        spread: ArrayLike = 1.0,
+        groups: ArrayLike | None = None,
+        unseen_device: bool = False,
+    ) -> Residuals:
+        """Keeps the quantiles of residuals.
+
+        Args:
+            engines: What was held out, shape (n_engines, n_columns).
+            residual: Log of measured over predicted, shape (n_engines,); NaN where unknown.
+            spread: Expected size of each residual, up to a common factor.
+            groups: What was left out together; by default lineages.
+            unseen_device: Whether devices were left out whole; kept apart from the rest.
+        """
+        scaled = np.asarray(residual, float) / np.asarray(spread, float)
+        named = engines["lineage"].fillna(engines["family"]).fillna(engines["network"]) if groups is None else groups
+        group = np.asarray(named).astype(str)
+        layer = engines["latency_kind"].eq(LAYER_KIND).to_numpy()
+        for key, chosen in ((_UNSEEN_DEVICE if unseen_device else "", ~layer), (LAYER_KIND, layer)):
+            told = chosen & np.isfinite(scaled)
+            if told.any():
+                self._keep(key, scaled[told], pd.Series(group[told]))
         return self
 
-    def _grid(self, engine: pd.Series[Any]) -> tuple[np.ndarray, int]:
-        for key in (f"{engine['device']}|{engine['latency_kind']}", str(engine["latency_kind"]), ""):
+    def _keep(self, key: str, scaled: np.ndarray, group: pd.Series[str]) -> None:
+        weight = group.map(group.value_counts()).to_numpy(float) ** _WITHIN
+        order = np.argsort(scaled)
+        share = np.cumsum(weight[order]) - weight[order] / 2
+        self.grids_[key] = np.interp(_PROBABILITY, share / weight.sum(), scaled[order]).tolist()
+        self.rows_[key] = float(weight.sum() ** 2 / (weight**2).sum())
+
+    def grid(self, device: str, latency_kind: str, *, known: bool = True) -> tuple[np.ndarray, float]:
+        """Quantiles that hold for a device, and the rows behind them.
+
+        The device's own after calibration; else those of unseen devices, where it is one and they were tried.
+        """
+        shared = LAYER_KIND if latency_kind == LAYER_KIND else ""
+        for key in (f"{device}|{latency_kind}", shared if known else _UNSEEN_DEVICE, shared):
             if key in self.grids_:
                 return np.asarray(self.grids_[key]), self.rows_[key]
-        return np.array([-1.0, 0.0, 1.0]), 0
+        return np.linspace(-1.0, 1.0, len(_PROBABILITY)), 0.0
 
     def of(
-        self, engine: pd.DataFrame, latency_s: float, level: float, budget_s: float | None, *, stretched: bool
+        self,
+        engine: pd.DataFrame,
+        latency_s: float,
+        level: float,
+        budget_s: float | None,
+        *,
+        stretched: bool,
+        spread: float = 1.0,
+        known: bool = True,
     ) -> tuple[tuple[float, float], float | None]:
         """Interval at a level, and the probability of meeting a budget.
 
         The interval always holds the predicted latency. The finite-sample correction is that of split-conformal
         prediction, (n + 1) / n.
+
+        Args:
+            engine: One row with device and latency_kind.
+            latency_s: Predicted, seconds.
+            level: Share of latencies that the interval is to hold.
+            budget_s: Time to meet, seconds.
+            stretched: Whether the network lies outside the range of training.
+            spread: Expected size of the residual, as in `fit`.
+            known: Whether the device was trained on.
         """
-        grid, rows = self._grid(engine.iloc[0])
-        stretch = _STRETCH if stretched else 1.0
-        probability = np.linspace(0, 1, len(grid))
+        first = engine.iloc[0]
+        grid, rows = self.grid(str(first["device"]), str(first["latency_kind"]), known=known)
+        grid = grid * spread * (_STRETCH if stretched else 1.0)
         covered = min(level * (rows + 1) / rows, 1.0) if rows else 1.0
-        low, high = np.interp([(1 - covered) / 2, (1 + covered) / 2], probability, grid) * stretch
+        low, high = np.interp([(1 - covered) / 2, (1 + covered) / 2], _PROBABILITY, grid)
         interval = (latency_s * float(np.exp(min(low, 0.0))), latency_s * float(np.exp(max(high, 0.0))))
         if budget_s is None:
             return interval, None
-        return interval, float(np.interp(np.log(budget_s / latency_s), grid * stretch, probability))
+        return interval, float(np.interp(np.log(budget_s / latency_s), grid, _PROBABILITY))
 
     def to_dict(self) -> dict[str, Any]:
         """JSON form."""

@@ -18,9 +18,11 @@ Array = np.ndarray
 CLASSES: Final = (*KINDS, "conv1x1", "grouped_conv")
 #: Classes that run on tensor cores where the device has them; the others run at the rate of the CUDA cores.
 _TENSOR_CLASSES: Final = frozenset({"conv", "conv1x1", "deconv", "gemm", "attention", "recurrent"})
+#: Compute capability in the middle of what was measured; a CPU has none and stands there too.
+_GENERATION: Final = 7.5
 _NUMBERS: Final = (
     "flops", "dram_bytes", "weight_bytes", "output_bytes", "m", "n", "k", "groups", "c", "r", "s", "stride",
-    "sm_count", "clock_hz", "dram_bytes_per_s", "l2_bytes", "peak", "peak_fp32", "peak_fp16",
+    "sm_count", "clock_hz", "dram_bytes_per_s", "l2_bytes", "peak", "peak_fp32", "peak_fp16", "compute_capability",
 )  # fmt: skip
 
 
@@ -36,6 +38,7 @@ class DistinctLayers:
         memory_s: Time at its memory bandwidth, seconds.
         compute_size: Numbers that decide how near the peak it gets, shape (n_layers, n_numbers).
         memory_size: The same for the bandwidth.
+        launch_size: The same for the least time it takes however small it is.
         device: Numbers of the device, shape (n_layers, n_numbers).
         copied: Bytes that cross the engine's border.
         index: Distinct layer of each instance, shape (n_instances,).
@@ -48,6 +51,7 @@ class DistinctLayers:
     memory_s: Array
     compute_size: Array
     memory_size: Array
+    launch_size: Array
     device: Array
     copied: Array
     index: Array
@@ -93,6 +97,7 @@ def distinct_layers(instances: pd.DataFrame, n_engines: int) -> DistinctLayers:
     steps = u["flops"].to_numpy() / np.maximum(2 * m * n * k * groups, 1.0)
     launches = np.where((u["kind"] == "recurrent").to_numpy(), np.maximum(steps, 1.0), 1.0)
     dram, bandwidth = np.maximum(u["dram_bytes"].to_numpy(), 1.0), u["dram_bytes_per_s"].to_numpy()
+    generation = u["compute_capability"].to_numpy()
     square = (u["r"] == 3) & (u["stride"] == 1) & (groups == 1)
     compute_size = np.column_stack(
         [
@@ -107,6 +112,14 @@ def distinct_layers(instances: pd.DataFrame, n_engines: int) -> DistinctLayers:
             u["weight_bytes"].to_numpy() / dram, half, byte,
         ]
     )  # fmt: skip
+    # One output is a chain of k multiply-adds, so deep layers take long even where most of the device idles.
+    product, grouped = u["m"].notna().to_numpy(), groups > 1
+    launch_size = np.column_stack(
+        [
+            (product & ~grouped) * np.log1p(k / 128), (product & grouped) * np.log1p(k / 16), np.log(groups) / 3,
+            product * np.log1p(waves), half, half & tensor_cores,
+        ]
+    )  # fmt: skip
     return DistinctLayers(
         counts=counts,
         classes=codes,
@@ -115,12 +128,14 @@ def distinct_layers(instances: pd.DataFrame, n_engines: int) -> DistinctLayers:
         memory_s=u["dram_bytes"].to_numpy() / bandwidth + 1e-12,
         compute_size=compute_size.astype(float),
         memory_size=memory_size.astype(float),
+        launch_size=launch_size.astype(float),
         device=np.column_stack(
             [
                 tensor_cores - 0.5,
                 np.log(u["peak_fp16"].to_numpy() / bandwidth / 100),
                 np.log(u["sm_count"].to_numpy() / 10),
                 np.log(u["clock_hz"].to_numpy() / 1.3e9),
+                np.where(generation > 0, generation - _GENERATION, 0.0),
             ]
         ),
         copied=np.where(u["kind"] == "reformat", dram, 0.0),

@@ -129,11 +129,9 @@ def _recalibrated(old: Contrast, new: Contrast) -> Contrast:
 def _widened(residuals: Residuals, engines: pd.DataFrame, left_out: np.ndarray) -> Residuals:
     """Residuals of the calibrated device: the shape known before, as wide as the measurements left out say."""
     made = Residuals(dict(residuals.grids_), dict(residuals.rows_))
-    for kind, rows in engines.reset_index(drop=True).groupby("latency_kind").indices.items():
-        grid = np.asarray(residuals.grids_.get(str(kind)) or residuals.grids_.get("") or [])
-        if not len(grid):
-            continue
-        spread = float(np.sqrt(np.mean(grid**2)))
+    grid = np.asarray(residuals.grids_.get("", []))
+    spread = float(np.sqrt(np.mean(grid**2))) if len(grid) else 0.0
+    for kind, rows in engines.reset_index(drop=True).groupby("latency_kind").indices.items() if spread else ():
         seen = np.sum(left_out[rows] ** 2)
         wide = np.sqrt((_PRIOR_ROWS * spread**2 + seen) / (_PRIOR_ROWS + len(rows)))
         key = f"{engines['device'].iloc[0]}|{kind}"

@@ -10,7 +10,7 @@ import pytest
 
 from perfpred.dataset import engine_frame, layer_frame
 from perfpred.distinct import distinct_layers
-from perfpred.engine_stage import _PULL, EngineStage, _copies, _Objective
+from perfpred.engine_stage import _PULL, _SHARED, EngineStage, _copies, _Objective, cell_of
 from perfpred.errors import FormatError
 from perfpred.features import bound_s
 from perfpred.group import conv_layer
@@ -65,8 +65,10 @@ def test_the_gradient_is_that_of_the_loss() -> None:
     engines, instances = _measured(12)
     layers = distinct_layers(instances, len(engines))
     cell = np.arange(12) % 3
+    half = np.random.default_rng(0).normal(size=(3, 3))
+    shared = dict.fromkeys(_SHARED, half @ half.T)
     objective = _Objective(
-        layers, cell, _copies(engines), np.log(engines["latency_s"].to_numpy()), np.ones(12), 3, _PULL
+        layers, cell, _copies(engines), np.log(engines["latency_s"].to_numpy()), np.ones(12), shared, _PULL
     )
     rng = np.random.default_rng(1)
     v = rng.normal(0, 0.1, len(objective._pull))
@@ -100,15 +102,44 @@ def test_layer_times_add_up_to_less_than_the_engine_and_follow_the_order_of_inst
     assert np.allclose(stage.layer_times(shuffled), times[shuffled.index])
 
 
-def test_a_device_never_measured_takes_the_mean_of_its_laboratory() -> None:
+def test_a_device_never_measured_is_answered_by_its_laboratory() -> None:
     engines, instances = _measured()
     kept = (engines["device"] != "tesla-t4").to_numpy()
     stage = EngineStage().fit(*_part(engines, instances, kept))
     asked, truth = _part(engines, instances, ~kept)
     error = stage.predict(asked, truth) - np.log(truth["latency_s"])
     assert np.abs(error).max() < 1.0
-    known, unknown = (stage._of_cell("cell_scale", truth.assign(lab=lab)) for lab in (truth["lab"], "nobody"))
-    assert np.allclose(unknown, known / 2)  # here each kind is one laboratory's
+    known, nobodys = (stage.predict(asked, truth.assign(lab=lab)) for lab in (truth["lab"], None))
+    assert np.allclose(known, nobodys)  # here each kind is one laboratory's
+    other = stage.predict(asked, truth.assign(lab="nobody"))
+    slow = (truth["lab"] == "b").to_numpy()  # 1.5 times as slow
+    assert (known[slow] > other[slow]).all()
+    assert (known[~slow] < other[~slow]).all()
+
+
+def test_a_method_never_seen_lies_between_those_it_shares_something_with() -> None:
+    engines, instances = _measured()
+    stage = EngineStage(smooth=False).fit(instances, engines)
+    layers = distinct_layers(instances, len(engines))
+    own = stage._of_cell("cell_scale", layers, engines)
+    strange = engines.assign(lab="c", latency_kind="host_sync", device="somewhere")
+    unknown = stage._of_cell("cell_scale", layers, strange)
+    assert own.min() < unknown.min()
+    assert unknown.max() < own.max()
+
+
+def test_rounds_of_one_benchmark_are_one_laboratory() -> None:
+    engines = _measured(3)[0].assign(lab=["inference_results_v0.7", "inference_results_v2.0", "other_v2.0"])
+    assert [cell.split("|")[1] for cell in cell_of(engines)] == ["inference_results", "inference_results", "other_v2.0"]
+
+
+def test_launches_are_known_less_well_than_work() -> None:
+    engines, instances = _measured()
+    stage = EngineStage(smooth=False).fit(instances, engines)
+    layers = distinct_layers(instances, len(engines))
+    size = layers.counts @ (layers.compute_s + layers.memory_s)
+    spread = stage.spread(instances, engines)
+    assert spread[np.argmin(size)] > spread[np.argmax(size)]
 
 
 def test_many_engines_are_summarised_by_landmarks() -> None:
@@ -124,8 +155,9 @@ def test_the_json_form_predicts_the_same_and_refuses_other_kinds() -> None:
     facts = json.loads(json.dumps(stage.to_dict()))
     again = EngineStage.from_dict(facts)
     assert np.allclose(again.predict(instances, engines), stage.predict(instances, engines))
-    with pytest.raises(FormatError, match="other layer kinds"):
-        EngineStage.from_dict({**facts, "classes": ["conv"]})
+    for old in ({**facts, "classes": ["conv"]}, {k: v for k, v in facts.items() if k != "places"}):
+        with pytest.raises(FormatError, match="train it again"):
+            EngineStage.from_dict(old)
 
 
 def test_shots_move_like_networks_alike_and_all_by_the_common_factor() -> None:
