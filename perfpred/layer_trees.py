@@ -23,7 +23,7 @@ from perfpred.features import LAYER_COLUMNS, layer_features, without_groups
 Array = np.ndarray
 
 _SETTINGS: Final[dict[str, Any]] = {
-    "eta": 0.05, "max_depth": 0, "max_leaves": 300, "grow_policy": "lossguide", "min_child_weight": 0.1,
+    "eta": 0.065, "max_depth": 0, "max_leaves": 300, "grow_policy": "lossguide", "min_child_weight": 0.1,
     "subsample": 0.8, "colsample_bytree": 0.4, "lambda": 0.02, "tree_method": "hist", "max_bin": 64,
     "base_score": 0.0, "nthread": 1,
 }  # fmt: skip
@@ -71,7 +71,7 @@ class LayerTrees:
     """
 
     drop: tuple[str, ...] = ()
-    rounds: int = 400
+    rounds: int = 300
     seed: int = 0
     booster_: xgb.Booster | None = None
 
