@@ -2,15 +2,16 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass, field
 from typing import Any, Final
 
 import numpy as np
 import pandas as pd
 from numpy.typing import ArrayLike
+from sklearn.model_selection import GroupKFold
 
-from perfpred.stages import LAYER_KIND
+from perfpred.stages import LAYER_KIND, Stages, select
 
 #: Intervals of networks outside the training range are this much wider, on the log scale.
 _STRETCH: Final = 2.0
@@ -19,6 +20,8 @@ _PROBABILITY: Final = np.linspace(0, 1, 201)
 _WITHIN: Final = -0.5
 #: Grid of devices that were left out whole; rows that time one layer alone have one of their kind's name.
 _UNSEEN_DEVICE: Final = "unseen device"
+#: Fewest devices of which each is left out whole, to see how wide the intervals of unseen ones have to be.
+_FEWEST_DEVICES: Final = 5
 
 
 @dataclass
@@ -122,3 +125,84 @@ class Residuals:
     def from_dict(cls, facts: Mapping[str, Any]) -> Residuals:
         """From the JSON form."""
         return cls(dict(facts["grids"]), dict(facts["rows"]))
+
+
+def crossed_intervals(frame: pd.DataFrame, groups: np.ndarray, level: float) -> np.ndarray:
+    """Interval of each held-out row from the residuals of all other folds, seconds; shape (2, n_rows).
+
+    Args:
+        frame: Columns engine_id, device, latency_kind, fold_number, measured_s, predicted_s and spread.
+        groups: What was left out together, shape (n_rows,).
+        level: Of the intervals.
+    """
+    ends = np.full((2, len(frame)), np.nan)
+    fold, spread = frame["fold_number"].to_numpy(), frame["spread"].to_numpy()
+    residual = np.log(frame["measured_s"].to_numpy() / frame["predicted_s"].to_numpy())
+    for number in np.unique(fold):
+        here = fold == number
+        other = ~(here | frame["engine_id"].isin(frame.loc[here, "engine_id"]).to_numpy())
+        if other.any():
+            known = Residuals().fit(frame[other], residual[other], spread=spread[other], groups=groups[other])
+            ends[:, here] = unit_intervals(known, frame[here], level)
+    made: np.ndarray = ends * frame["predicted_s"].to_numpy()
+    return made
+
+
+def unit_intervals(residuals: Residuals, frame: pd.DataFrame, level: float) -> np.ndarray:
+    """Interval of each row for a prediction of one second, shape (2, n_rows); of columns device, latency_kind, spread."""
+    ends = np.empty((2, len(frame)))
+    for rows in frame.groupby(["device", "latency_kind"], dropna=False).indices.values():
+        low, high = residuals.of(frame.iloc[rows[:1]], 1.0, level, None, stretched=False)[0]
+        ends[0, rows], ends[1, rows] = low, high  # of one device and kind but for the spread, a factor of logarithms
+    made: np.ndarray = ends ** frame["spread"].to_numpy()
+    return made
+
+
+def held_out_residuals(
+    new_stages: Callable[[], Stages],
+    engines: pd.DataFrame,
+    instances: pd.DataFrame,
+    times: np.ndarray,
+    *,
+    groups: pd.Series[str],
+    folds: int,
+) -> Residuals:
+    """Residuals of groups held out in turn, and where there are devices enough to learn from, of devices held out.
+
+    Args:
+        new_stages: Gives stages that have learned nothing.
+        engines: Measured, shape (n_engines, n_columns).
+        instances: Their layers, as of `perfpred.instances.layer_instances`.
+        times: Measured time of each instance, seconds, NaN where unknown.
+        groups: What is held out together, such as lineages; at least two.
+        folds: Groups of groups.
+    """
+    splits = list(GroupKFold(min(folds, groups.nunique())).split(engines, groups=groups))
+    if engines["latency_kind"].eq(LAYER_KIND).all():
+        splits = splits[:1]  # tables of single layers are large: there one fold stands for all
+    residual, spread = _held_out(new_stages, engines, instances, times, splits)
+    made = Residuals().fit(engines, residual, spread=spread)
+    device = engines["device"].to_numpy(str)
+    if len(np.unique(device)) >= _FEWEST_DEVICES:
+        apart = [(np.flatnonzero(device != one), np.flatnonzero(device == one)) for one in np.unique(device)]
+        residual, spread = _held_out(new_stages, engines, instances, times, apart)
+        made.fit(engines, residual, spread=spread, groups=device, unseen_device=True)
+    return made
+
+
+def _held_out(
+    new_stages: Callable[[], Stages],
+    engines: pd.DataFrame,
+    instances: pd.DataFrame,
+    times: np.ndarray,
+    splits: Iterable[tuple[np.ndarray, np.ndarray]],
+) -> tuple[np.ndarray, np.ndarray]:
+    """Log residual of each engine by stages trained without it, NaN where none was, and its spread."""
+    residual, spread = np.full(len(engines), np.nan), np.ones(len(engines))
+    for train, test in splits:
+        inside, learned = select(instances, train)
+        stages = new_stages().fit(engines.iloc[train].reset_index(drop=True), learned, times[inside])
+        rows, (_, asked) = engines.iloc[test].reset_index(drop=True), select(instances, test)
+        residual[test] = np.log(rows["latency_s"].to_numpy(float) / stages.latencies(rows, asked))
+        spread[test] = stages.spread(rows, asked)
+    return residual, spread

@@ -13,11 +13,11 @@ import pandas as pd
 from joblib import Parallel, delayed
 
 from perfpred.baselines import BASELINES, fit_groups, predict_groups
-from perfpred.calibration import Residuals
+from perfpred.calibration import crossed_intervals, unit_intervals
 from perfpred.dataset import Dataset
 from perfpred.errors import DatasetError
 from perfpred.instances import layer_instances
-from perfpred.scores import cells, noise_floor, score, score_table
+from perfpred.scores import cells, lineages, noise_floor, score, score_table
 from perfpred.splits import PROTOCOLS, Split, networks, places, scorable, splits, subset
 
 __all__ = ["PROTOCOLS", "Evaluation", "Forecaster", "baseline_columns", "evaluate", "out_of_sample", "score", "unseen"]
@@ -96,8 +96,8 @@ def out_of_sample(
     every = list(splits(rows.engines, protocol, folds=folds, seed=seed))
     made = Parallel(n_jobs=n_jobs)(delayed(_predicted)(unfitted(predictor), rows, split) for split in every)
     frame = _described(rows.engines, every, made)
-    residual = np.log(frame["measured_s"].to_numpy() / frame["predicted_s"].to_numpy())
-    frame["low_s"], frame["high_s"] = _crossed_intervals(frame, residual, level)
+    groups = frame["fold"] if protocol == "device" else lineages(frame)
+    frame["low_s"], frame["high_s"] = crossed_intervals(frame, groups.to_numpy(str), level)
     columns = baseline_columns(rows, every, baselines)
     if protocol == "device":
         columns |= nearest_columns(rows, every)
@@ -119,49 +119,32 @@ def unseen(predictor: Any, dataset: Dataset, *, level: float = 0.9) -> pd.DataFr
         )
     rows = subset(rows, np.flatnonzero(new))
     everything = Split(name="unseen", train=np.array([], int), test=np.arange(len(rows.engines)))
-    frame = _described(rows.engines, [everything], [predictor.predict_engines(rows.engines, rows.layers)])
-    low, high = _unit_interval(predictor.residuals_, frame, level)
-    return frame.assign(low_s=frame["predicted_s"] * low, high_s=frame["predicted_s"] * high)
+    frame = _described(rows.engines, [everything], [_answers(predictor, rows)])
+    low, high = unit_intervals(predictor.residuals_, frame, level) * frame["predicted_s"].to_numpy()
+    return frame.assign(low_s=low, high_s=high)
 
 
 def _predicted(predictor: Any, rows: Dataset, split: Split) -> np.ndarray:
     predictor.fit(subset(rows, split.train))
-    asked = subset(rows, split.test)
-    made: np.ndarray = predictor.predict_engines(asked.engines, asked.layers)
-    return made
+    return _answers(predictor, subset(rows, split.test))
 
 
-def _described(engines: pd.DataFrame, every: Sequence[Split], predicted_s: Sequence[np.ndarray]) -> pd.DataFrame:
+def _answers(predictor: Any, asked: Dataset) -> np.ndarray:
+    """Latency, seconds, and its expected relative error, 1 where the predictor knows none; shape (n_engines, 2)."""
+    told = hasattr(predictor, "spread_engines")
+    spread = predictor.spread_engines(asked.engines, asked.layers) if told else np.ones(len(asked.engines))
+    return np.column_stack([predictor.predict_engines(asked.engines, asked.layers), spread])
+
+
+def _described(engines: pd.DataFrame, every: Sequence[Split], answers: Sequence[np.ndarray]) -> pd.DataFrame:
     tested = np.concatenate([split.test for split in every])
     frame = engines.iloc[tested][list(_SHOWN)].reset_index(drop=True)
     frame["fold"] = np.repeat([split.name for split in every], [len(split.test) for split in every])
     frame["fold_number"] = np.repeat(np.arange(len(every)), [len(split.test) for split in every])
     frame["latency_s"] = engines["latency_s"].to_numpy(float)[tested]
     frame["measured_s"] = frame["latency_s"]
-    frame["predicted_s"] = np.concatenate(predicted_s)
+    frame["predicted_s"], frame["spread"] = np.concatenate(answers).T
     return frame
-
-
-def _crossed_intervals(frame: pd.DataFrame, residual: np.ndarray, level: float) -> tuple[np.ndarray, np.ndarray]:
-    """Ends of each row's interval from the residuals of all other folds, seconds."""
-    low, high = np.full(len(frame), np.nan), np.full(len(frame), np.nan)
-    fold = frame["fold_number"].to_numpy()
-    for number in np.unique(fold):
-        here = fold == number
-        other = ~(here | frame["engine_id"].isin(frame.loc[here, "engine_id"]).to_numpy())
-        if other.any():
-            known = Residuals().fit(frame[other].reset_index(drop=True), residual[other])
-            low[here], high[here] = _unit_interval(known, frame[here], level)
-    predicted = frame["predicted_s"].to_numpy()
-    return low * predicted, high * predicted
-
-
-def _unit_interval(residuals: Residuals, frame: pd.DataFrame, level: float) -> tuple[np.ndarray, np.ndarray]:
-    """Interval of each row for a prediction of one second; rows of one device and kind share theirs."""
-    low, high = np.empty(len(frame)), np.empty(len(frame))
-    for rows in frame.groupby(cells(frame, ["device", "latency_kind"]).to_numpy()).indices.values():
-        (low[rows], high[rows]), _ = residuals.of(frame.iloc[rows[:1]], 1.0, level, None, stretched=False)
-    return low, high
 
 
 def baseline_columns(rows: Dataset, every: Sequence[Split], names: Sequence[str]) -> dict[str, np.ndarray]:

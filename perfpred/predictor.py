@@ -13,10 +13,9 @@ from typing import Any, Final
 import numpy as np
 import onnx
 import pandas as pd
-from sklearn.model_selection import GroupKFold
 
 from perfpred import __version__
-from perfpred.calibration import Residuals
+from perfpred.calibration import Residuals, held_out_residuals
 from perfpred.contrast import Contrast
 from perfpred.cost import network_cost
 from perfpred.dataset import Dataset, engine_frame
@@ -28,7 +27,7 @@ from perfpred.layer import PRECISIONS
 from perfpred.lowering import rules_for, structure_frame
 from perfpred.network import Network, load_network
 from perfpred.prediction import LayerPrediction, Prediction
-from perfpred.stages import LAYER_KIND, Stages, select
+from perfpred.stages import Stages
 from perfpred.timed import layer_times
 from perfpred.transfer import Transfers
 
@@ -79,11 +78,19 @@ class LatencyPredictor:
             raise DatasetError(f"a predictor is of one runtime, the dataset has {', '.join(runtimes)}; train one each")
         instances = layer_instances(engines, dataset.layers_at(self.level))
         self.transfers_ = Transfers()
-        self.stages_ = self._new_stages().fit(engines, instances, layer_times(instances, engines, dataset))
+        times = layer_times(instances, engines, dataset)
+        self.stages_ = self._new_stages().fit(engines, instances, times)
         if len(dataset.layers_at("node")):
             self.contrast_ = Contrast().fit(engines, layer_instances(engines, dataset.layers_at("node")))
         if self.folds:
-            self.residuals_ = Residuals().fit(engines, np.log(engines["latency_s"] / self.out_of_fold(dataset)))
+            groups = _groups(engines)
+            if groups.nunique() < 2:
+                raise DatasetError(
+                    "intervals need networks of at least two families; collect more, or train with folds=0"
+                )
+            self.residuals_ = held_out_residuals(
+                self._new_stages, engines, instances, times, groups=groups, folds=self.folds
+            )
         features = self.stages_.features(instances)
         self.facts_ = {
             "runtime": runtimes[0],
@@ -101,27 +108,6 @@ class LatencyPredictor:
     def _new_stages(self) -> Stages:
         return Stages(drop=self.drop, trees=self.trees, seed=self.seed)
 
-    def out_of_fold(self, dataset: Dataset) -> np.ndarray:
-        """Latency of each engine `fit` learns from, by stages that never saw its lineage, seconds; shape (n_engines,).
-
-        Tables of single layers are large: there one fold in five stands for all, and the others' rows are NaN.
-        """
-        engines = _learnable(dataset)
-        instances = layer_instances(engines, dataset.layers_at(self.level))
-        times = layer_times(instances, engines, dataset)
-        groups = _groups(engines)
-        made = np.full(len(engines), np.nan)
-        folds = min(self.folds or 5, groups.nunique())
-        if folds < 2:
-            raise DatasetError("intervals need networks of at least two families; collect more, or train with folds=0")
-        splits = list(GroupKFold(folds).split(engines, groups=groups))
-        for train, test in splits[:1] if engines["latency_kind"].eq(LAYER_KIND).all() else splits:
-            inside, learned = select(instances, train)
-            part = self._new_stages().fit(engines.iloc[train].reset_index(drop=True), learned, times[inside])
-            _, asked = select(instances, test)
-            made[test] = part.latencies(engines.iloc[test].reset_index(drop=True), asked)
-        return made
-
     # --- answering ---
 
     def _latencies(self, engines: pd.DataFrame, instances: pd.DataFrame) -> np.ndarray:
@@ -133,6 +119,10 @@ class LatencyPredictor:
     def predict_engines(self, engines: pd.DataFrame, layers: pd.DataFrame) -> np.ndarray:
         """Latency of dataset rows, seconds; shape (n_engines,)."""
         return self._latencies(engines, layer_instances(engines, layers[layers["level"] == self.level]))
+
+    def spread_engines(self, engines: pd.DataFrame, layers: pd.DataFrame) -> np.ndarray:
+        """Expected relative error of the latency of dataset rows, up to a common factor; shape (n_engines,)."""
+        return self.stages_.spread(engines, layer_instances(engines, layers[layers["level"] == self.level]))
 
     def predict(
         self,
@@ -198,7 +188,15 @@ class LatencyPredictor:
         layer_s = self.stages_.layer_times(instances)
         latency = float(self._latencies(engine, instances)[0])
         outside = self._outside(engine_features(instances, layer_s))
-        interval, within = self.residuals_.of(engine, latency, level, budget_s, stretched=bool(outside))
+        interval, within = self.residuals_.of(
+            engine,
+            latency,
+            level,
+            budget_s,
+            stretched=bool(outside),
+            spread=float(self.stages_.spread(engine, instances)[0]),
+            known=self.covers(spec.slug),
+        )
         nodes = layer_instances(engine, frame[frame["level"] == "node"])
         unknown = network_cost(network.nodes).estimated
         return Prediction(

@@ -92,6 +92,12 @@ class Stages:
         """Features of engines, shape (n_engines, n_features); their ranges tell what extrapolates."""
         return engine_features(instances, self.layer_times(instances))
 
+    def spread(self, engines: pd.DataFrame, instances: pd.DataFrame) -> np.ndarray:
+        """Expected relative error of each latency, up to a common factor; shape (n_engines,)."""
+        if self.physics_ is None or self.trees_ is not None:
+            return np.ones(len(engines))
+        return self.physics_.spread(instances, engines)
+
     def similarity(self, engines: pd.DataFrame, instances: pd.DataFrame) -> np.ndarray:
         """Standardised features in which near engines err alike; shape (n_engines, n_features)."""
         if self.physics_ is None:

@@ -105,7 +105,7 @@ def calibrated(predictor: LatencyPredictor, measurements: Dataset, device: str) 
     return replace(
         bare,
         transfers_=Transfers(others | {device: learned}),
-        residuals_=_widened(bare.residuals_, rows.engines, learned.left_out()),
+        residuals_=_widened(bare.residuals_, rows.engines, learned.left_out() / _spread(bare, rows)),
         contrast_=_recalibrated(bare.contrast_, Contrast().fit(rows.engines, nodes)),
         facts_=facts,
     )
@@ -114,6 +114,11 @@ def calibrated(predictor: LatencyPredictor, measurements: Dataset, device: str) 
 def _similarity(predictor: Any, rows: Dataset) -> np.ndarray:
     instances = layer_instances(rows.engines, rows.layers_at(predictor.level))
     made: np.ndarray = predictor.stages_.similarity(rows.engines, instances)
+    return made
+
+
+def _spread(predictor: Any, rows: Dataset) -> np.ndarray:
+    made: np.ndarray = predictor.spread_engines(rows.engines, rows.layers)
     return made
 
 
