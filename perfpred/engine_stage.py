@@ -52,8 +52,8 @@ _SHARED: Final[Mapping[str, tuple[float, ...]]] = {
 }
 #: Rounds of one benchmark, which are one laboratory.
 _ROUND: Final = r"^(inference_results)_v[\d.]+"
-#: Relative error of predictions: what work and launches contribute.
-_WORK_ERROR, _LAUNCH_ERROR = 0.1, 0.2
+#: Relative error of launches, in that of work.
+_LAUNCH_ERROR: Final = 2.0
 
 
 @dataclass
@@ -110,11 +110,11 @@ class EngineStage:
         return made
 
     def spread(self, instances: pd.DataFrame, engines: pd.DataFrame) -> Array:
-        """How far predictions are off, up to a common factor: launches are known less well than work; (n_engines,)."""
+        """How far predictions are off, 1 where all is work: launches are known less well; shape (n_engines,)."""
         layers = distinct_layers(instances, len(engines))
         work, launch = _layer_times(layers, self.parameters_)[:2]
         share = (layers.counts @ launch) / (layers.counts @ (work + launch))
-        made: Array = np.hypot(_WORK_ERROR, _LAUNCH_ERROR * share)
+        made: Array = np.hypot(1.0, _LAUNCH_ERROR * share)
         return made
 
     def similarity(self, instances: pd.DataFrame, engines: pd.DataFrame) -> Array:

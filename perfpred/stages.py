@@ -93,7 +93,10 @@ class Stages:
         return engine_features(instances, self.layer_times(instances))
 
     def spread(self, engines: pd.DataFrame, instances: pd.DataFrame) -> np.ndarray:
-        """Expected relative error of each latency, up to a common factor; shape (n_engines,)."""
+        """Expected relative error of each latency, near 1 whatever the stages: folds of one predictor may differ in them.
+
+        Shape (n_engines,).
+        """
         if self.physics_ is None or self.trees_ is not None:
             return np.ones(len(engines))
         return self.physics_.spread(instances, engines)

@@ -140,6 +140,9 @@ def test_launches_are_known_less_well_than_work() -> None:
     size = layers.counts @ (layers.compute_s + layers.memory_s)
     spread = stage.spread(instances, engines)
     assert spread[np.argmin(size)] > spread[np.argmax(size)]
+    # Stages with trees answer 1, and a small dataset's folds may have trees or not: one scale for both.
+    assert spread.min() >= 1
+    assert spread.max() < 2.5
 
 
 def test_many_engines_are_summarised_by_landmarks() -> None:
