@@ -28,16 +28,20 @@ TABLE = "corpus.csv"
 GRAPHS = "graphs"
 GRAPH_SUFFIX = ".onnx.zst"
 TEST_SHARE = 0.2
-# The first number from 0 that sets aside 6 or 7 of the 33 lineages; chosen before any network was measured.
+# The first number from 0 that sets aside 6 or 7 of the 33 lineages of real networks; chosen before any was measured.
 _SPLIT_SALT = 5
+#: Lineages that only serve training: no network anyone runs is like them.
+TRAINING_LINEAGES = frozenset({"probe"})
 _FILTERS = ("family", "lineage", "split", "collection", "source")
 
 
 def split_of(lineage: str) -> str:
     """Return `test` for the fifth of lineages set aside by the hash of their name, `dev` for the others.
 
-    Test lineages are scored once per release and never used for selection.
+    Test lineages are scored once per release and never used for selection. `TRAINING_LINEAGES` are always `dev`.
     """
+    if lineage in TRAINING_LINEAGES:
+        return "dev"
     digest = hashlib.sha256(f"{_SPLIT_SALT}: {lineage}".encode()).digest()
     return "test" if int.from_bytes(digest[:8], "big") < TEST_SHARE * 2**64 else "dev"
 
@@ -188,9 +192,10 @@ class Corpus:
         return [network.name for name, network in self._by_name.items() if fnmatchcase(name, part)]
 
     def sample(self, count: int) -> tuple[CorpusNetwork, ...]:
-        """Return `count` networks, taking lineages in turn and within each the next one by hash."""
+        """Return `count` networks, taking lineages in turn and within each the next one by hash; probes left out."""
         groups: dict[str, list[CorpusNetwork]] = {}
-        for network in sorted(self.networks, key=lambda n: hashlib.sha256(n.name.encode()).hexdigest()):
+        networks = (network for network in self.networks if network.lineage not in TRAINING_LINEAGES)
+        for network in sorted(networks, key=lambda n: hashlib.sha256(n.name.encode()).hexdigest()):
             groups.setdefault(network.lineage, []).append(network)
         rounds = [(turn, lineage, network) for lineage, group in groups.items() for turn, network in enumerate(group)]
         ordered = sorted(rounds, key=lambda item: item[:2])

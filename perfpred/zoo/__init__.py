@@ -39,6 +39,7 @@ BUILDER_MODULES = (
     "video",
     "synthetic",
     "published",
+    "probes",
 )
 
 Build = Callable[[], "tuple[torch.nn.Module, tuple[torch.Tensor, ...]]"]

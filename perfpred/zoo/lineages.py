@@ -41,6 +41,7 @@ LINEAGES: dict[str, str] = {
     "recurrent": "LSTM and GRU networks",
     "conv1d": "one-dimensional and temporal convolutions",
     "video": "three-dimensional convolutions and space-time networks",
+    "probe": "single layers at drawn sizes: for training, never tested",
 }
 
 # The families of each lineage. A family changes its lineage only with a note in the changelog and re-scored history.
@@ -103,6 +104,10 @@ FAMILIES: dict[str, str] = {
         " tcn wav2letter waveform wavenet x-vector"
     ),
     "video": "c3d r3d resnet3d s3d slowfast stgcn timesformer tsm unet3d videomae voxnet x3d",
+    "probe": (
+        "probe-attention probe-conv1d probe-conv2d probe-conv3d probe-deconv2d probe-gemm probe-grouped2d"
+        " probe-movement probe-norm probe-pointwise probe-recurrent probe-reduction probe-resize"
+    ),
 }
 
 FAMILY_LINEAGE: dict[str, str] = {

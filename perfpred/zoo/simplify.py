@@ -277,7 +277,7 @@ def simplify(model: ModelProto) -> ModelProto:
     for node in graph.node:
         if node.op_type == "Resize" and (scales := rewriter.scales(node)) is not None:
             node.input[:] = [node.input[0], "", scales]
-        if node.op_type in ("LSTM", "GRU"):
+        if node.op_type in ("LSTM", "GRU", "RNN"):
             node.input[:] = [name if index < 5 or rewriter.live(name) else "" for index, name in enumerate(node.input)]
         if node.output[0] in computed or node.output[0] in weights:
             continue
