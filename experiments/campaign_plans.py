@@ -1,11 +1,12 @@
 """Which engines do the measuring campaigns plan?
 
 Command: python experiments/campaign_plans.py
-Output: datasets/gpu-onnxruntime/plan-all.json and datasets/cpu-onnxruntime/plan.json
+Output: datasets/gpu-onnxruntime/plan-all.json, plan-probes.json and datasets/cpu-onnxruntime/plan.json
 
 Every network meets the whole GPU and some partitions, so that every family meets every partition; precisions, batch
 sizes, kernel traces and further options are sampled by a hash of the name. Networks come in rounds, one of each family
-at a time: a campaign that stops early covers all families.
+at a time: a campaign that stops early covers all families. Probes, whose single layers are for training, have a plan of
+their own on the GPU, where the layers of each of their engines are timed.
 """
 
 from __future__ import annotations
@@ -20,6 +21,7 @@ from perfpred.corpus import Corpus, CorpusNetwork
 from perfpred.cost import network_cost
 from perfpred.errors import PerfpredError
 from perfpred.network import load_network
+from perfpred.scores import PROBE
 from perfpred.unit import Plan, Unit
 
 ROOT = Path(__file__).resolve().parent.parent / "datasets"
@@ -99,6 +101,19 @@ def gpu_jobs(network: CorpusNetwork, flops: float, place: int) -> Iterator[tuple
         yield 0.5, [Unit(network=name, precision="tf32", batch_size=batch)]
 
 
+def probe_units(network: CorpusNetwork) -> list[Unit]:
+    """Units of one probe on a GPU: the whole of it and three partitions, both precisions, batches of one and of eight."""
+    name = network.name
+    first = int(4 * draw(name, "partition"))
+    some, other, third = (PARTITIONS[1 + (first + i) % 4] for i in range(3))
+    return [
+        Unit(network=name, precision="fp16", layers=True),
+        Unit(network=name, precision="fp16", sm_count=some, layers=True),
+        Unit(network=name, precision="tf32", sm_count=choose(name, "tf32", (None, other)), layers=True),
+        Unit(network=name, precision="fp16", sm_count=third, batch_size=8, layers=True),
+    ]
+
+
 def cpu_units(network: CorpusNetwork, flops: float) -> Iterator[Unit]:
     """Units of one network on a CPU."""
     name = network.name
@@ -106,7 +121,7 @@ def cpu_units(network: CorpusNetwork, flops: float) -> Iterator[Unit]:
         yield Unit(network=name, precision="fp32", target="cpu", layers=True)
         if draw(name, "cpu-off") < 0.15:
             yield Unit(network=name, precision="fp32", target="cpu", optimisation="off")
-        if draw(name, "int8") < 0.15:
+        if draw(name, "int8") < (1.0 if network.lineage == PROBE else 0.15):
             yield Unit(network=name, precision="int8", target="cpu")
 
 
@@ -121,7 +136,7 @@ def _in_turn(corpus: Corpus) -> list[CorpusNetwork]:
 
 
 def main() -> None:
-    """Writes both plans."""
+    """Writes the plans."""
     corpus = Corpus.load()
     networks = _in_turn(corpus)
     families: dict[str, list[str]] = {}
@@ -149,11 +164,12 @@ def main() -> None:
     ]
     jobs = [
         (turn + later * len(networks), units)
-        for turn, network in enumerate(networks)
+        for turn, network in enumerate(n for n in networks if n.lineage != PROBE)
         for later, units in gpu_jobs(network, flops[network.name], families[network.family].index(network.name))
     ]
     plans = {
         gpu / "plan-all.json": [*rebuilds, *(u for _, units in sorted(jobs, key=lambda job: job[0]) for u in units)],
+        gpu / "plan-probes.json": [u for n in networks if n.lineage == PROBE for u in probe_units(n)],
         cpu / "plan.json": [
             *(u for n in networks for u in cpu_units(n, flops[n.name])),
             *(

@@ -11,6 +11,7 @@ import pandas as pd
 from numpy.typing import ArrayLike
 from sklearn.model_selection import GroupKFold
 
+from perfpred.scores import probes
 from perfpred.stages import LAYER_KIND, Stages, select
 
 #: Intervals of networks outside the training range are this much wider, on the log scale.
@@ -177,14 +178,17 @@ def held_out_residuals(
         groups: What is held out together, such as lineages; at least two.
         folds: Groups of groups.
     """
-    splits = list(GroupKFold(min(folds, groups.nunique())).split(engines, groups=groups))
+    probe = probes(engines)
+    judged = np.flatnonzero(~probe)
+    dealt = GroupKFold(min(folds, groups.iloc[judged].nunique())).split(judged, groups=groups.iloc[judged])
+    splits = [(np.delete(np.arange(len(engines)), judged[test]), judged[test]) for _, test in dealt]
     if engines["latency_kind"].eq(LAYER_KIND).all():
         splits = splits[:1]  # tables of single layers are large: there one fold stands for all
     residual, spread = _held_out(new_stages, engines, instances, times, splits)
     made = Residuals().fit(engines, residual, spread=spread)
     device = engines["device"].to_numpy(str)
     if len(np.unique(device)) >= _FEWEST_DEVICES:
-        apart = [(np.flatnonzero(device != one), np.flatnonzero(device == one)) for one in np.unique(device)]
+        apart = [(np.flatnonzero(device != one), np.flatnonzero((device == one) & ~probe)) for one in np.unique(device)]
         residual, spread = _held_out(new_stages, engines, instances, times, apart)
         made.fit(engines, residual, spread=spread, groups=device, unseen_device=True)
     return made

@@ -17,7 +17,7 @@ from perfpred.calibration import crossed_intervals, unit_intervals
 from perfpred.dataset import Dataset
 from perfpred.errors import DatasetError
 from perfpred.instances import layer_instances
-from perfpred.scores import cells, lineages, noise_floor, score, score_table
+from perfpred.scores import cells, lineages, noise_floor, probes, score, score_table
 from perfpred.splits import PROTOCOLS, Split, networks, places, scorable, splits, subset
 
 __all__ = ["PROTOCOLS", "Evaluation", "Forecaster", "baseline_columns", "evaluate", "out_of_sample", "score", "unseen"]
@@ -113,6 +113,7 @@ def unseen(predictor: Any, dataset: Dataset, *, level: float = 0.9) -> pd.DataFr
     rows = scorable(dataset)
     known = set(predictor.facts_.get("networks", ()))
     new = ~(networks(rows.engines).isin(known) | rows.engines["network"].isin(known)).to_numpy()
+    new &= ~probes(rows.engines)
     if not new.any():
         raise DatasetError(
             "the predictor was trained on every network of the dataset; give --protocol lineage to train without them"
@@ -150,11 +151,12 @@ def _described(engines: pd.DataFrame, every: Sequence[Split], answers: Sequence[
 def baseline_columns(rows: Dataset, every: Sequence[Split], names: Sequence[str]) -> dict[str, np.ndarray]:
     """Baselines of the tested rows, fitted on each split's training rows, seconds.
 
-    Calibrated within `GRANULARITY`, the pure bounds not at all. Levels are `node`, what a network says by itself,
+    Calibrated within `GRANULARITY`, the pure bounds not at all; probes, which would lead them astray, are left out. Levels are `node`, what a network says by itself,
     and `fused`, what knowing the optimiser's layers adds.
     """
     made: dict[str, np.ndarray] = {}
     latency_s = rows.engines["latency_s"].to_numpy(float)
+    judged = ~probes(rows.engines)
     groups = cells(rows.engines, GRANULARITY).to_numpy()
     for level in ("node", "fused") if names else ():
         instances = layer_instances(rows.engines, rows.layers_at(level)[list(_READ)])
@@ -162,12 +164,13 @@ def baseline_columns(rows: Dataset, every: Sequence[Split], names: Sequence[str]
         ends = np.searchsorted(instances["row"].to_numpy(), np.arange(len(rows.engines) + 1))
         parts: dict[str, list[np.ndarray]] = {name: [] for name in names}
         for split in every:
-            sizes = pd.Series(groups[split.train]).value_counts()
+            train = split.train[judged[split.train]]
+            sizes = pd.Series(groups[train]).value_counts()
             large = set(sizes[sizes >= _FEWEST].index)
             own = np.where([g in large for g in groups], groups, "")
-            learned, asked = _taken(instances, ends, split.train), _taken(instances, ends, split.test)
+            learned, asked = _taken(instances, ends, train), _taken(instances, ends, split.test)
             for name in names:
-                fitted = fit_groups(name, learned, latency_s[split.train], list(own[split.train]))
+                fitted = fit_groups(name, learned, latency_s[train], list(own[train]))
                 parts[name].append(predict_groups(fitted, asked, list(own[split.test])))
         made |= {f"{level}:{name}": np.concatenate(parts[name]) for name in names}
     return made

@@ -27,6 +27,7 @@ from perfpred.layer import PRECISIONS
 from perfpred.lowering import rules_for, structure_frame
 from perfpred.network import Network, load_network
 from perfpred.prediction import LayerPrediction, Prediction
+from perfpred.scores import probes
 from perfpred.stages import Stages
 from perfpred.timed import layer_times
 from perfpred.transfer import Transfers
@@ -78,20 +79,22 @@ class LatencyPredictor:
             raise DatasetError(f"a predictor is of one runtime, the dataset has {', '.join(runtimes)}; train one each")
         instances = layer_instances(engines, dataset.layers_at(self.level))
         self.transfers_ = Transfers()
+        probe = probes(engines)
         times = layer_times(instances, engines, dataset)
         self.stages_ = self._new_stages().fit(engines, instances, times)
         if len(dataset.layers_at("node")):
-            self.contrast_ = Contrast().fit(engines, layer_instances(engines, dataset.layers_at("node")))
+            judged = engines[~probe].reset_index(drop=True)
+            self.contrast_ = Contrast().fit(judged, layer_instances(judged, dataset.layers_at("node")))
         if self.folds:
             groups = _groups(engines)
-            if groups.nunique() < 2:
+            if groups[~probe].nunique() < 2:
                 raise DatasetError(
                     "intervals need networks of at least two families; collect more, or train with folds=0"
                 )
             self.residuals_ = held_out_residuals(
                 self._new_stages, engines, instances, times, groups=groups, folds=self.folds
             )
-        features = self.stages_.features(instances)
+        features = self.stages_.features(instances)[~probe]
         self.facts_ = {
             "runtime": runtimes[0],
             "on_cpu": bool(instances["is_cpu"].iloc[0]),

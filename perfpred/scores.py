@@ -18,6 +18,8 @@ BUILD_KEY: Final = (
     "network_id", "runtime", "device", "mode", "sm_count", "precision", "typing", "optimisation", "batch_size",
     "input_shape", "latency_kind", "lab",
 )  # fmt: skip
+#: Lineage of single layers at drawn sizes: predictors learn from them, but they are no networks to be judged on.
+PROBE: Final = "probe"
 #: Mean absolute value of a standard normal variable: turns a standard deviation into a MAPE.
 _MEAN_OF_NORMAL: Final = float(np.sqrt(2 / np.pi))
 _MOST_RANKED: Final = 1500
@@ -74,6 +76,12 @@ def lineages(engines: pd.DataFrame) -> pd.Series[str]:
     """Lineage of each row, else its family, else the network itself."""
     named = engines["lineage"].where(engines["lineage"].notna(), engines["family"])
     return named.where(named.notna(), engines["network"]).astype(str)
+
+
+def probes(engines: pd.DataFrame) -> np.ndarray:
+    """Which rows are probes; shape (n_engines,)."""
+    made: np.ndarray = engines["lineage"].eq(PROBE).to_numpy(bool, na_value=False)
+    return made
 
 
 def cells(engines: pd.DataFrame, columns: Sequence[str]) -> pd.Series[str]:

@@ -1,4 +1,7 @@
-"""Splits that say what was unseen: rows of one network never stand on both sides, unless a device is what is new."""
+"""Splits that say what was unseen: rows of one network never stand on both sides, unless a device is what is new.
+
+Probes are never tested: they are trained on wherever what is new is not theirs.
+"""
 
 from __future__ import annotations
 
@@ -11,9 +14,11 @@ import pandas as pd
 
 from perfpred.dataset import Dataset
 from perfpred.errors import DatasetError, UsageError
-from perfpred.scores import cells, lineages
+from perfpred.scores import cells, lineages, probes
 
 PROTOCOLS: Final = ("random", "family", "lineage", "device", "batch", "precision", "kshot")
+#: Stands for the fold of rows that are in none.
+_NO_FOLD: Final = -1
 #: What is one device here: a partition or a power mode counts as its own.
 PLACE: Final = ("device", "mode", "sm_count")
 
@@ -77,18 +82,20 @@ def splits(engines: pd.DataFrame, protocol: str, *, folds: int | None = 5, seed:
     """
     if protocol not in PROTOCOLS or protocol == "kshot":
         raise UsageError(f"protocol '{protocol}' is unknown; give one of {', '.join(PROTOCOLS)}")
-    everything = np.arange(len(engines))
+    everything, judged = np.arange(len(engines)), ~probes(engines)
     if protocol == "device":
         for name, left_out in _left_out_devices(engines):
-            yield Split(name=name, train=everything[~left_out], test=everything[left_out])
+            yield Split(name=name, train=everything[~left_out], test=everything[left_out & judged])
         return
     group = {"family": engines["family"].fillna(engines["network"]), "lineage": lineages(engines)}.get(
         protocol, networks(engines)
     )
-    fold = deal(_joined(group, networks(engines)), folds, seed)
+    fold = np.full(len(engines), _NO_FOLD)
+    fold[judged] = deal(_joined(group[judged], networks(engines)[judged]), folds, seed)
+    numbers = sorted(set(fold[judged]))
     if protocol in ("random", "family", "lineage"):
-        _two(protocol, fold)
-        for number in sorted(set(fold)):
+        _two(protocol, fold[judged])
+        for number in numbers:
             yield Split(
                 name=_name(group, fold == number), train=everything[fold != number], test=everything[fold == number]
             )
@@ -96,7 +103,7 @@ def splits(engines: pd.DataFrame, protocol: str, *, folds: int | None = 5, seed:
     value = engines["batch_size" if protocol == "batch" else "precision"].astype(str).to_numpy()
     _two(protocol, value)
     for left_out in sorted(set(value)):
-        for number in sorted(set(fold)):
+        for number in numbers:
             train = everything[(fold != number) & (value != left_out)]
             test = everything[(fold == number) & (value == left_out)]
             if len(train) and len(test):

@@ -20,7 +20,7 @@ from perfpred.contrast import Contrast
 from perfpred.dataset import Dataset
 from perfpred.errors import DatasetError, UsageError
 from perfpred.instances import device_of, layer_instances
-from perfpred.scores import concordant
+from perfpred.scores import PROBE, concordant
 from perfpred.shots import Shots
 from perfpred.splits import Split, networks, scorable, splits, subset
 
@@ -151,7 +151,7 @@ def choose_calibration(networks: Iterable[CorpusNetwork], count: int) -> list[st
     Raises:
         UsageError: `count` is not between 1 and the number of networks.
     """
-    known = [n for n in networks if n.gflops]
+    known = [n for n in networks if n.gflops and n.lineage != PROBE]
     work, params, nodes = (
         np.log([max(float(v or 0), 1e-3) for v in values])
         for values in zip(*((n.gflops, n.params, n.nodes) for n in known), strict=True)

@@ -16,7 +16,7 @@ from perfpred.dataset import Dataset, concat, engine_frame
 from perfpred.errors import DatasetError, UsageError
 from perfpred.evaluate import evaluate, nearest_columns, out_of_sample, unfitted
 from perfpred.predictor import LatencyPredictor
-from perfpred.scores import concordant, error_ratio, noise_floor, score
+from perfpred.scores import PROBE, concordant, error_ratio, noise_floor, score
 from perfpred.splits import deal, scorable, splits, subset
 
 
@@ -175,6 +175,18 @@ def test_unseen_values_are_of_unseen_networks(protocol: str) -> None:
         assert set(test[column].astype(str)) == {split.name}
         assert split.name not in set(train[column].astype(str))
         assert not set(train["network_id"]) & set(test["network_id"])
+
+
+@pytest.mark.parametrize("protocol", ["random", "family", "lineage", "device", "precision"])
+def test_probes_are_learned_from_but_never_judged(protocol: str) -> None:
+    engines = dataset(12, precisions=("fp16", "fp32")).engines
+    engines["lineage"] = engines["lineage"].where(engines["network"].ne(engines["network"].iloc[0]), PROBE)
+    probe = set(np.flatnonzero(engines["lineage"].eq(PROBE)))
+    for split in splits(engines, protocol, folds=3):
+        assert not probe & set(split.test)
+        new = {"device": "device", "precision": "precision"}.get(protocol)
+        expected = {i for i in probe if new is None or engines[new].astype(str)[i] != split.name}
+        assert probe & set(split.train) == expected
 
 
 def test_wrong_protocols_are_refused() -> None:

@@ -134,7 +134,7 @@ def test_most_telling_beats_the_first_that_come() -> None:
 def test_networks_of_the_corpus_are_named() -> None:
     class Row:
         def __init__(self, number: int) -> None:
-            self.name, self.gflops = f"n{number}", float(number) or None
+            self.name, self.lineage, self.gflops = f"n{number}", "resnet", float(number) or None
             self.params, self.nodes = 1000 * number + 1, 50 + number
 
     chosen = choose_calibration([Row(i) for i in range(20)], 3)
