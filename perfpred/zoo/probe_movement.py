@@ -50,6 +50,21 @@ def _focused(x: Tensor) -> Tensor:
     return torch.cat([x[..., ::2, ::2], x[..., 1::2, ::2], x[..., ::2, 1::2], x[..., 1::2, 1::2]], 1)
 
 
+def _interleaved(x: Tensor, times: int, axis: int) -> Tensor:
+    wide = x.unsqueeze(axis + 1)
+    counts = [-1] * wide.dim()
+    counts[axis + 1] = times
+    return wide.expand(counts).flatten(axis, axis + 1)
+
+
+def _repeated(x: Tensor, counts: Sequence[int]) -> Tensor:
+    return x.repeat(*counts)
+
+
+def _expanded(x: Tensor, shape: Sequence[int]) -> Tensor:
+    return x.expand(-1, *shape)
+
+
 class Lookup(nn.Module):
     """Rows of a table, at indices made from numbers."""
 
@@ -137,18 +152,14 @@ def _repeat(draw: Draw) -> Layer:
     shape, axis = shape_of(draw, rank, (1 << 21) // times), draw.randint(1, rank)
     form = draw.randrange(3)
     if form == 0:
-        return applied(shape, function=torch.repeat_interleave, repeats=times, dim=axis)
+        return applied(shape, function=_interleaved, times=times, axis=axis)
     if form == 1:
         counts = [1] * (rank + 1)
         counts[axis] = times
-        return applied(shape, function=torch.tile, arguments=(tuple(counts),))
+        return applied(shape, function=_repeated, arguments=(tuple(counts),))
     shape, copies = shape_of(draw, rank, 1 << 16), spread(draw, 2, 64)
     before, after = shape[: axis - 1], shape[axis - 1 :]
     return applied((*before, 1, *after), function=_expanded, arguments=((*before, copies, *after),))
-
-
-def _expanded(x: Tensor, shape: Sequence[int]) -> Tensor:
-    return x.expand(-1, *shape)
 
 
 def _rearranged(draw: Draw) -> Layer:

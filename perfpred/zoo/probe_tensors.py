@@ -41,20 +41,16 @@ def gemm(draw: Draw) -> Layer:
     return layer(Residual(module) if out == inputs and draw.chance(0.6) else module, shape)
 
 
-class MaskedAttention(nn.Module):
-    """Scaled dot-product attention with a learned bias or a mask of what lies ahead."""
+class BiasedAttention(nn.Module):
+    """Scaled dot-product attention with a bias, which may be a mask, added to the scores."""
 
-    def __init__(self, heads: int, queries: int, keys: int, *, causal: bool) -> None:
+    def __init__(self, *shape: int) -> None:
         super().__init__()
-        self.bias: Tensor
-        if causal:
-            self.register_buffer("bias", torch.ones(queries, keys, dtype=torch.bool).tril())
-        else:
-            self.bias = nn.Parameter(torch.zeros(heads, queries, keys))
+        self.bias = nn.Parameter(torch.zeros(*shape))
 
     def extra_repr(self) -> str:
-        """Shape and type of the mask."""
-        return f"{tuple(self.bias.shape)}, {self.bias.dtype}"
+        """Shape of the bias."""
+        return str(tuple(self.bias.shape))
 
     def forward(self, q: Tensor, k: Tensor, v: Tensor) -> Tensor:
         """Map queries (N, …, T, d), keys and values (N, …, S, d) to (N, …, T, d)."""
@@ -75,13 +71,13 @@ def attention(draw: Draw) -> Layer:
         tokens = draw.choice((16, 36, 49, 49, 64, 100, 144, 196, 256))
         shape = (spread(draw, 2, 64), heads, tokens, width)
         if draw.chance(0.5):
-            return layer(MaskedAttention(heads, tokens, tokens, causal=False), shape, shape, shape)
+            return layer(BiasedAttention(heads, tokens, tokens), shape, shape, shape)
         return applied(shape, shape, shape, function=functional.scaled_dot_product_attention)
     keys = tokens if draw.chance(0.75) else size(draw, 16, 1024)
     shapes = ((heads, tokens, width), (heads, keys, width), (heads, keys, width))
     if draw.chance(0.4):
-        causal = tokens == keys and tokens <= 384 and draw.chance(0.6)
-        return layer(MaskedAttention(heads, tokens, keys, causal=causal), *shapes)
+        shared = draw.chance(0.6)
+        return layer(BiasedAttention(1 if shared else heads, tokens, keys), *shapes)
     return applied(*shapes, function=functional.scaled_dot_product_attention)
 
 
@@ -159,10 +155,8 @@ def reduction(draw: Draw) -> Layer:
         return layer(pool, (size(draw, 8, 1024), small * window[0], small * window[1]))
     rank = draw.choice((2, 2, 3, 3, 3, 4))
     shape, axes = shape_of(draw, rank), tuple(sorted(draw.sample(range(1, rank + 1), draw.randint(1, min(rank, 2)))))
-    functions = (torch.mean, torch.mean, torch.sum, torch.amax, torch.amin, torch.std, torch.logsumexp, torch.argmax)
-    function = draw.choice(functions)
-    over = axes[0] if function is torch.argmax else axes
-    return applied(shape, function=function, dim=over, keepdim=draw.chance(0.5))
+    functions = (torch.mean, torch.mean, torch.sum, torch.amax, torch.amin, torch.std, torch.logsumexp)
+    return applied(shape, function=draw.choice(functions), dim=axes, keepdim=draw.chance(0.5))
 
 
 def _root(x: Tensor) -> Tensor:
@@ -204,7 +198,7 @@ _STEADY: tuple[Callable[[], nn.Module], ...] = (
     *(nn.ReLU, nn.GELU, nn.SiLU, nn.Sigmoid, nn.Tanh, nn.Hardswish, nn.Hardsigmoid, nn.LeakyReLU, nn.PReLU, nn.ELU),
     *(nn.Softplus, nn.Mish, nn.ReLU6, nn.SELU, nn.Softsign, partial(nn.Hardtanh, -0.5, 0.75)),
     partial(nn.GELU, approximate="tanh"),
-    *(partial(Apply, f) for f in (torch.erf, torch.abs, torch.neg, torch.sin, torch.cos, torch.floor, torch.sign)),
+    *(partial(Apply, f) for f in (torch.erf, torch.abs, torch.neg, torch.sin, torch.cos, torch.floor)),
     *(partial(Apply, f) for f in (_root, _inverse, _log)),
 )
 _GROWING: tuple[Callable[[], nn.Module], ...] = (
