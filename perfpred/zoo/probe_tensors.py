@@ -129,11 +129,11 @@ def norm(draw: Draw) -> Layer:
         module = draw.choice(
             (
                 partial(nn.GroupNorm, draw.choice((1, groups, groups))),
-                partial(nn.InstanceNorm2d, affine=draw.chance(0.7)),
+                partial(nn.InstanceNorm2d, affine=True),
                 nn.BatchNorm2d,
                 ChannelLayerNorm,
                 nn.BatchNorm1d,
-                partial(nn.InstanceNorm1d, affine=draw.chance(0.7)),
+                partial(nn.InstanceNorm1d, affine=True),
             )
         )
         one = module in (nn.BatchNorm1d,) or getattr(module, "func", None) is nn.InstanceNorm1d
