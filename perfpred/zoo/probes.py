@@ -145,7 +145,7 @@ def probe(subject: str, index: int) -> tuple[nn.Module, tuple[Tensor, ...]]:
     return Probe(layers).eval(), (torch.randn(2, max(map(input_size, layers))),)
 
 
-for _subject, (_, _count, _) in SUBJECTS.items():
+for _subject, (_draw, _count, _range) in SUBJECTS.items():
     for _index in range(_count):
         register(
             NetworkSpec(
