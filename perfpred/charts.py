@@ -211,7 +211,7 @@ def waterfall(layers: pd.DataFrame, *, most: int = 30, name: str) -> str:
     for i, (label, time_s, bound) in enumerate(rows):
         y = 10 + _ROW * i
         told = f"{label}: {seconds(time_s)}" + (f", {bound}-bound" if bound else "")
-        short = label if len(label) <= 30 else f"{label[:14]}…{label[-14:]}"
+        short = label if len(label) <= 26 else f"{label[:13]}…{label[-12:]}"
         body.append(
             f'<g data-name="{escape(told.lower(), quote=True)}"><title>{escape(told)}</title>'
             f'{_text(_LEFT - 8, y + 14, short, "end")}<rect class="{colour.get(bound, "c5")}" '

@@ -25,9 +25,10 @@ from perfpred.dataset import Dataset
 from perfpred.errors import PerfpredError
 from perfpred.evaluate import evaluate
 from perfpred.gather import finish
+from perfpred.page import page
 from perfpred.prediction import Prediction
 from perfpred.predictor import LatencyPredictor
-from perfpred.report import dataset_sections, evaluation_section, network_section, page
+from perfpred.report import dataset_sections, evaluation_section, network_section
 from perfpred.splits import subset
 
 TRAINED: Final = (

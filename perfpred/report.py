@@ -1,119 +1,56 @@
-"""A self-contained HTML page from datasets, predictors, evaluations and networks; it needs nothing from outside."""
+"""What a report page says of datasets, predictors, evaluations, experiment results and networks."""
 
 from __future__ import annotations
 
-import base64
 import json
-import re
 from collections.abc import Iterable, Mapping, Sequence
-from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, Final
 
 import numpy as np
 import pandas as pd
 
-from perfpred import __version__, charts
+from perfpred import charts
 from perfpred.dataset import Dataset
-from perfpred.errors import FormatError, PerfpredError, RuntimeUnavailableError, UsageError
+from perfpred.errors import FormatError, PerfpredError, UsageError
 from perfpred.evaluate import FORMAT as EVALUATION_FORMAT
 from perfpred.evaluate import VERSION as EVALUATION_VERSION
 from perfpred.evaluate import evaluate
+from perfpred.features import bound_s
+from perfpred.instances import layer_instances
+from perfpred.markdown import parts
 from perfpred.overview import overview
+from perfpred.page import Section, page
 from perfpred.prediction import Prediction
 from perfpred.predictor import LatencyPredictor
-from perfpred.scores import lineages
+from perfpred.scores import cells, lineages, probes
+from perfpred.splits import places, scorable, subset
+from perfpred.timed import layer_times
 
-_TEMPLATE: Final = Path(__file__).with_name("templates") / "report.html"
-_FRACTIONS: Final = frozenset(
-    {"mape", "macro_mape", "median_ape", "within_5", "within_10", "concordance", "coverage", "width", "share",
-     "scaled_roofline", "nearest", "run_to_run", "rebuild_to_rebuild", "floor", "error"}
-)  # fmt: skip
-
-
-@dataclass
-class Section:
-    """A part of the page: a title for the navigation, then text, figures and tables in order."""
-
-    title: str
-    blocks: list[dict[str, Any]] = field(default_factory=list)
-    anchor: str = ""
-
-    def say(self, text: str) -> Section:
-        """Adds a paragraph."""
-        self.blocks.append({"text": text})
-        return self
-
-    def chart(self, svg: str, caption: str, *, searchable: bool = False) -> Section:
-        """Adds an SVG of `perfpred.charts`; a searchable one gets a field that dims what doesn't match."""
-        self.blocks.append({"svg": svg, "caption": caption, "filter": searchable})
-        return self
-
-    def image(self, png: bytes, caption: str) -> Section:
-        """Adds a PNG."""
-        self.blocks.append({"png": base64.b64encode(png).decode(), "caption": caption})
-        return self
-
-    def table(self, caption: str, rows: Sequence[Mapping[str, Any]]) -> Section:
-        """Adds a sortable table of records with the same keys; names ending in `_s` are times in seconds."""
-        if not rows:
-            return self.say(f"{caption}: none.")
-        columns = [str(c) for c in rows[0]]
-        cells = [[_cell(column, row.get(column)) for column in columns] for row in rows]
-        named = [{"cells": row, "name": " ".join(str(c["text"]) for c in row).lower()} for row in cells]
-        shown = [c.removesuffix("_s").replace("_", " ") for c in columns]
-        self.blocks.append({"caption": caption, "columns": shown, "rows": named})
-        return self
-
-
-def _cell(column: str, value: Any) -> dict[str, Any]:
-    if value is None or (isinstance(value, float) and not np.isfinite(value)) or value is pd.NA:
-        return {"text": "–", "number": None}
-    if isinstance(value, (bool, str)) or not isinstance(value, (int, float, np.number)):
-        return {"text": str(value), "number": None}
-    number = float(value)
-    if column.endswith("_s"):
-        text = charts.seconds(number)
-    elif column in _FRACTIONS:
-        text = charts.percent(number)
-    else:
-        text = f"{number:,.0f}" if number == int(number) else f"{number:.3g}"
-    return {"text": text, "number": number}
-
-
-def page(title: str, sections: Sequence[Section], *, subtitle: str = "") -> str:
-    """The HTML of a page.
-
-    Raises:
-        RuntimeUnavailableError: jinja2 is not installed.
-    """
-    try:
-        from jinja2 import Environment
-    except ImportError as error:
-        raise RuntimeUnavailableError("report pages need jinja2; pip install 'perfpred[report]'") from error
-    taken: dict[str, int] = {}
-    for section in sections:
-        slug = re.sub(r"[^a-z0-9]+", "-", section.title.lower()).strip("-") or "section"
-        taken[slug] = taken.get(slug, 0) + 1
-        section.anchor = slug if taken[slug] == 1 else f"{slug}-{taken[slug]}"
-    template = Environment(autoescape=True, trim_blocks=True).from_string(_TEMPLATE.read_text(encoding="utf-8"))
-    return template.render(title=title, subtitle=subtitle, sections=sections, footer=f"Made by perfpred {__version__}.")
+#: Engines two places must share to be compared.
+_FEWEST_SHARED: Final = 5
+#: Layers of the engine whose layers are shown.
+_READABLE: Final = 40
+#: Time of a kernel that does nothing; it only labels layers.
+_LAUNCH_S: Final = 3e-6
 
 
 def write_report(paths: Sequence[str | Path], file: str | Path, *, devices: Sequence[str] = ()) -> None:
-    """Writes a page from datasets, predictors, saved evaluations and ONNX files.
+    """Writes a page from datasets, predictors, saved evaluations, folders of experiment results and ONNX files.
 
-    A predictor beside a dataset is scored on the networks it was not trained on; ONNX files are predicted on every
-    device by the predictor given, or by the shipped ones.
+    A predictor beside a dataset is scored on the networks it was not trained on; of a folder of results every Markdown
+    page is shown with its figures; ONNX files are predicted on every device by the predictor given, or by the shipped
+    ones.
 
     Raises:
         UsageError: A path is none of these, or ONNX files come without a device.
     """
     if not paths:
-        raise UsageError("name a dataset, a predictor, an evaluation or ONNX files to report on")
+        raise UsageError("name a dataset, a predictor, an evaluation, a folder of results or ONNX files to report on")
     datasets: dict[str, Dataset] = {}
     predictors: list[LatencyPredictor] = []
     evaluations: list[Mapping[str, Any]] = []
+    pages: list[Path] = []
     networks: list[Path] = []
     for path in map(Path, paths):
         if (path / "engines.parquet").exists():
@@ -124,8 +61,10 @@ def write_report(paths: Sequence[str | Path], file: str | Path, *, devices: Sequ
             evaluations.append(read_evaluation(path))
         elif path.suffix == ".onnx" and path.is_file():
             networks.append(path)
+        elif written := sorted(path.glob("*.md")):
+            pages += written
         else:
-            raise UsageError(f"{path}: no dataset, predictor, evaluation (.json) or ONNX file")
+            raise UsageError(f"{path}: no dataset, predictor, evaluation (.json), folder of results or ONNX file")
     sections = [section for name, dataset in datasets.items() for section in dataset_sections(name, dataset)]
     for predictor in predictors:
         sections.append(predictor_section(predictor))
@@ -139,6 +78,7 @@ def write_report(paths: Sequence[str | Path], file: str | Path, *, devices: Sequ
     sections += [evaluation_section(found) for found in evaluations]
     if networks:
         sections += _network_sections(networks, devices, predictors)
+    sections += [result_section(page) for page in pages]
     title = "perfpred report"
     Path(file).write_text(page(title, sections, subtitle=", ".join(Path(p).name for p in paths)), encoding="utf-8")
 
@@ -177,7 +117,62 @@ def dataset_sections(name: str, dataset: Dataset) -> list[Section]:
             name="latency by lineage",
         )
         made.chart(svg, "Latency by lineage: 5th to 95th percentile, middle half, median.")
-    return [made]
+    judged = scorable(dataset)
+    judged = subset(judged, np.flatnonzero(~probes(judged.engines)))
+    return [made, *_places_section(name, judged.engines), *_layers_section(name, judged)]
+
+
+def _places_section(name: str, engines: pd.DataFrame) -> Iterable[Section]:
+    """Devices and partitions compared on the engines that both measured; nothing where there is one place alone."""
+    same = cells(engines, ["network", "precision", "batch_size", "latency_kind", "lab"])
+    latency_s = engines["latency_s"].groupby([same, places(engines)]).median().unstack()
+    first = str(latency_s.count().idxmax()) if latency_s.shape[1] else ""
+    times = latency_s.div(latency_s[first], axis=0).drop(columns=first) if first else latency_s
+    known = times.loc[:, times.count() >= _FEWEST_SHARED].dropna(how="all")
+    if known.empty:
+        return
+    ends = known.quantile([0.05, 0.5, 0.95]).T.set_axis(["low", "middle", "high"], axis=1).sort_values("middle")
+    rows = [
+        {"place": str(place), "engines shared": int(known[place].count()), "median": row["middle"],
+         "5th percentile": row["low"], "95th percentile": row["high"]}
+        for place, row in ends.iterrows()
+    ]  # fmt: skip
+    made = Section(f"Devices of {name}").say(
+        f"Latency over that of the same network, precision and batch size on {first}, where both were measured."
+    )
+    svg = charts.bars(
+        [str(place) for place in ends.index], ends["middle"].to_list(),
+        ends=list(zip(ends["low"], ends["high"], strict=True)), target=1.0, unit="percent",
+        name=f"latency over that on {first}",
+    )  # fmt: skip
+    made.chart(svg, f"Latency over that on {first}, the line: median, and 5th to 95th percentile.")
+    yield made.table(f"Times the latency on {first}", rows)
+
+
+def _layers_section(name: str, rows: Dataset) -> Iterable[Section]:
+    """Measured layers of one engine: of those that were profiled, one of a size that can be read."""
+    engines = rows.engines[rows.engines["engine_id"].isin(set(rows.times["engine_id"]))].reset_index(drop=True)
+    if engines.empty:
+        return
+    counts = rows.layers_at("fused").groupby("structure").size().reindex(engines["structure"]).to_numpy()
+    chosen = engines.assign(far=np.abs(counts - _READABLE)).sort_values(["far", "network", "engine_id"]).iloc[[0]]
+    chosen = chosen.drop(columns="far").reset_index(drop=True)
+    layers = layer_instances(chosen, rows.layers_at("fused"))
+    bound = bound_s(layers)
+    limit = np.where(bound["compute_s"] >= bound["memory_s"], "compute", "memory")
+    layers = layers.assign(time_s=layer_times(layers, chosen, rows))
+    layers["bound"] = np.where(bound["roofline_s"] < _LAUNCH_S, "launch", limit)
+    engine, timed = chosen.iloc[0], layers["time_s"].notna()
+    made = Section(f"Layers of {engine['network']} in {name}").say(
+        f"Measured on {engine['device']}, {engine['precision']}, batch {engine['batch_size']}: {int(timed.sum())} of "
+        f"{len(layers)} layers were timed alone and add up to {charts.seconds(float(layers['time_s'].sum()))}; the engine "
+        f"takes {charts.seconds(float(engine['latency_s']))}."
+    )
+    svg = charts.waterfall(layers[timed].reset_index(drop=True), name=f"layers of {engine['network']}")
+    caption = (
+        f"Layers in order of execution; launch-bound are those whose roofline is below {charts.seconds(_LAUNCH_S)}."
+    )
+    yield made.chart(svg, caption, searchable=True)
 
 
 def predictor_section(predictor: LatencyPredictor) -> Section:
@@ -247,6 +242,34 @@ def _prediction_charts(made: Section, rows: pd.DataFrame, level: float) -> None:
             list(covered.index), covered.to_list(), target=level, unit="percent", name="coverage of intervals"
         )
         made.chart(svg, f"Share of engines inside their {level:.0%} interval, by lineage; the line is {level:.0%}.")
+
+
+def result_section(page: Path) -> Section:
+    """The results of one experiment: a Markdown page, and the PNG figures it names beside it.
+
+    Raises:
+        FormatError: A figure is missing.
+    """
+    made, caption = Section(page.stem), ""
+    for number, (kind, content) in enumerate(parts(page.read_text(encoding="utf-8"))):
+        if kind == "heading" and number == 0:
+            made.title = content
+        elif kind == "heading":
+            made.head(content)
+        elif kind == "points":
+            made.points(content)
+        elif kind == "figure":
+            for about, file in content:
+                try:
+                    made.image((page.parent / file).read_bytes(), about)
+                except OSError as error:
+                    raise FormatError(f"{page}: its figure {file} can't be read; run the experiment again") from error
+        elif kind == "table":
+            made.table(caption or "Table", content)
+        elif not content.startswith("**"):
+            made.say(content)
+        caption = content.replace("**", "") if kind == "text" and content.startswith("**") else ""
+    return made
 
 
 def _network_sections(

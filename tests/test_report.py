@@ -17,10 +17,14 @@ import pytest
 from made import dataset, network
 
 from perfpred import charts
+from perfpred.dataset import Dataset, time_frame
 from perfpred.errors import FormatError, UsageError
 from perfpred.evaluate import evaluate
+from perfpred.markdown import parts
+from perfpred.page import Section, page
 from perfpred.predictor import LatencyPredictor
-from perfpred.report import Section, evaluation_section, page, write_report
+from perfpred.report import dataset_sections, evaluation_section, write_report
+from perfpred.splits import subset
 
 pytest.importorskip("jinja2", reason="the report extra is not installed")
 
@@ -69,14 +73,42 @@ def trained() -> LatencyPredictor:
     return LatencyPredictor(name="made", folds=3).fit(dataset())
 
 
+def timed() -> Dataset:
+    """The made-up engines, each layer of them timed."""
+    base = dataset()
+    fused = base.layers_at("fused")
+    times = [
+        {
+            "engine_id": engine["engine_id"], "name": layer["name"], "onnx_nodes": list(layer["onnx_nodes"]),
+            "time_s": engine["latency_s"] / (fused["structure"] == engine["structure"]).sum(),
+        }
+        for engine in base.engines.head(4).to_dict("records")
+        for layer in fused[fused["structure"] == engine["structure"]].to_dict("records")
+        if layer["onnx_nodes"]
+    ]  # fmt: skip
+    return Dataset(engines=base.engines, layers=base.layers, times=time_frame(times))
+
+
+def results(folder: Path) -> None:
+    """An experiment's page, as `experiments/written.py` writes it, and its figure."""
+    folder.mkdir()
+    (folder / "ablation.md").write_text(
+        "# What is known\n\n`python experiments/ablation.py`\n\n* The first step removes <b>1.5 %</b>.\n* The next none.\n\n"
+        "![Errors](ablation.png)\n\n**By step** (first 2 of 9)\n\n| step | mape |\n|---|---|\n| shape | 0.9 |\n| cost | 12.5 % |\n\n"
+        "## Further\n\nNothing.\n"
+    )
+    (folder / "ablation.png").write_bytes(b"\x89PNG")
+
+
 @pytest.fixture(scope="module")
 def report(tmp_path_factory: pytest.TempPathFactory) -> Path:
     folder = tmp_path_factory.mktemp("report")
-    dataset().write(folder / "data")
+    timed().write(folder / "data")
     trained().save(folder / "made")
     evaluate([trained()], dataset(), protocol="lineage", folds=3, baselines=["bsp"]).save(folder / "lineage.json")
     onnx.save(network(2), folder / "net.onnx")
-    paths = [folder / name for name in ("data", "made", "lineage.json", "net.onnx")]
+    results(folder / "results")
+    paths = [folder / name for name in ("data", "made", "lineage.json", "net.onnx", "results")]
     write_report(paths, folder / "report.html", devices=["jetson-orin-nano", "jetson-agx-orin-32gb"])
     return folder / "report.html"
 
@@ -104,6 +136,51 @@ def test_page_holds_what_was_given(report: Path) -> None:
     for words in ("Dataset data", "Predictor made", "Protocol lineage", "Network net.onnx", dataset().digest()):
         assert words in text
     assert "net3 on jetson-orin-nano" in text
+
+
+def test_results_are_shown_with_their_figures(report: Path) -> None:
+    text = report.read_text()
+    for words in (
+        'id="what-is-known"', "<code>python experiments/ablation.py</code>", "<li>The next none.</li>",
+        "&lt;b&gt;1.5 %&lt;/b&gt;", "<h3>By step (first 2 of 9)</h3>", 'data-value="12.5"', "<h3>Further</h3>",
+        "data:image/png;base64,iVBORw==",
+    ):  # fmt: skip
+        assert words in text
+
+
+def test_figures_that_are_missing_are_named(tmp_path: Path) -> None:
+    results(tmp_path / "results")
+    (tmp_path / "results" / "ablation.png").unlink()
+    with pytest.raises(FormatError, match=r"its figure ablation\.png can't be read"):
+        write_report([tmp_path / "results"], tmp_path / "r.html")
+
+
+def test_markdown_is_taken_apart() -> None:
+    text = "# a\n\ntwo\nlines\n- x\n* y\n\n| k | v |\n|---|---|\n| 1 | |\n\n![f](f.png)\n"
+    assert list(parts(text)) == [
+        ("heading", "a"), ("text", "two lines"), ("points", ["x", "y"]), ("table", [{"k": "1", "v": ""}]),
+        ("figure", [("f", "f.png")]),
+    ]  # fmt: skip
+
+
+def test_places_are_compared_where_both_measured() -> None:
+    slower = dataset().engines["device"].eq("jetson-orin-nano")
+    engines = dataset().engines
+    engines = engines.assign(latency_s=np.where(slower, 3.0, 1.0))
+    _, devices = dataset_sections("made", Dataset(engines=engines, layers=dataset().layers))
+    table = devices.blocks[-1]
+    assert [row["cells"][2]["number"] for row in table["rows"]] in ([3.0], [pytest.approx(1 / 3)])
+    alone = subset(dataset(), np.flatnonzero(slower))
+    assert len(dataset_sections("made", alone)) == 1
+
+
+def test_measured_layers_of_one_engine_add_up() -> None:
+    layers = dataset_sections("made", timed())[-1]
+    latency_s = timed().engines.set_index(["network", "device"])["latency_s"]
+    device = layers.blocks[0]["text"].removeprefix("Measured on ").partition(",")[0]
+    engine_s = latency_s.loc[layers.title.split(" ")[2], device]
+    assert f"the engine takes {charts.seconds(engine_s)}" in layers.blocks[0]["text"]
+    assert layers.blocks[1]["svg"].count("<rect") > 3
 
 
 def test_names_are_escaped() -> None:
@@ -175,8 +252,8 @@ PROBE = """
 const told = [];
 addEventListener("load", () => {
   const tell = (name, value) => told.push(name + "=" + value);
-  const input = document.querySelector("figure input[data-filter]");
-  const dots = document.getElementById(input.dataset.filter).querySelectorAll("circle[data-name]");
+  const figure = document.querySelector("circle[data-name]").closest("figure");
+  const input = figure.querySelector("input[data-filter]"), dots = figure.querySelectorAll("circle[data-name]");
   input.value = "net3 "; input.dispatchEvent(new Event("input"));
   tell("dots", dots.length);
   tell("dimmed", [...dots].filter((d) => d.classList.contains("off")).length);
@@ -190,6 +267,7 @@ addEventListener("load", () => {
   button.click(); tell("ascending", sorted(numbers(), 1));
   button.click(); tell("descending", sorted(numbers(), -1));
   tell("sort", button.parentElement.getAttribute("aria-sort"));
+  tell("sections", [...document.querySelectorAll("nav a")].filter((a) => document.querySelector(a.hash)).length);
   tell("overflow", document.documentElement.scrollWidth - innerWidth);
   tell("paper", getComputedStyle(document.body).backgroundColor);
   document.title = told.join(";");
@@ -232,6 +310,7 @@ def test_in_a_browser(report: Path, tmp_path: Path) -> None:
     assert 0 < int(told["dimmed"]) < int(told["dots"])
     assert (told["drawn"], told["focused"], told["ascending"], told["descending"]) == ("true",) * 4
     assert told["sort"] == "descending"
+    assert int(told["sections"]) >= 7
     assert int(told["overflow"]) <= 0
     assert told["paper"] == "rgb(255, 255, 255)"
 
