@@ -9,11 +9,15 @@ DEV := $(VENV)/dev.installed
 # Threads of numerical libraries would compete with the test workers.
 export OMP_NUM_THREADS ?= 1
 
-# Scripts that need no arguments; where PERFPRED_REFERENCE_DATA is set, some of them read the published tables too.
-# `campaign_plans` and `published_headlines` make data, not results; the datasets' pages say when.
-EXPERIMENTS ?= cuda_launches flops_agreement fusion_speed inversions micro_architecture nondeterminism \
-	optimisation_gain scale ablation
+# `make experiments` has 60 minutes of one core: half an hour of two. What each takes stands below, in such minutes.
+# Where all rows would take longer, a script takes a sample with a fixed seed, says so in its text, and takes all with
+# --full. `campaign_plans` and `published_headlines` make data, not results; the datasets' pages say when.
 PUBLISHED := $(if $(PERFPRED_REFERENCE_DATA),build/published)
+# Of one process each, so two at a time, the longest first.
+EXPERIMENTS ?= $(if $(PUBLISHED),import-published) nondeterminism scale cuda_launches flops_agreement fusion_speed \
+	inversions micro_architecture optimisation_gain published_coverage
+# On all cores by themselves, so one at a time.
+PARALLEL_EXPERIMENTS ?= fusion_agreement accuracy ablation transfer $(if $(PUBLISHED),published conv_layers)
 
 .PHONY: help demo test check experiments lint format clean
 
@@ -21,7 +25,7 @@ help:
 	@echo "make demo         measure, train and predict on this CPU; leaves .demo/report.html"
 	@echo "make test         ruff, mypy and all tests"
 	@echo "make check        ruff, mypy and the fast tests"
-	@echo "make experiments  all results of experiments/ again; hours"
+	@echo "make experiments  all results of experiments/ again, in half an hour"
 	@echo "make lint         ruff and mypy"
 	@echo "make format       let ruff format the code"
 
@@ -54,19 +58,21 @@ check: lint
 	$(BIN)/python -m pytest -n $(WORKERS) -m "not slow"
 
 experiments: $(DEV)
-	for name in $(EXPERIMENTS); do echo "== $$name"; $(BIN)/python experiments/$$name.py || exit 1; done
-	$(BIN)/python experiments/fusion_agreement.py --cache build/fusion
-ifdef PERFPRED_REFERENCE_DATA
+ifndef PUBLISHED
+	@echo "PERFPRED_REFERENCE_DATA is not set: published tables, published and conv_layers are left out"
+endif
+	$(MAKE) --no-print-directory -j 2 $(addprefix experiment-,$(EXPERIMENTS))
+	$(MAKE) --no-print-directory -j 1 $(addprefix experiment-,$(PARALLEL_EXPERIMENTS))
+
+experiment-import-published: $(DEV)
 	$(BIN)/python -m perfpred.cli import published $(PERFPRED_REFERENCE_DATA)/tensorrt_published.csv \
 		$(PERFPRED_REFERENCE_DATA)/tensorrt_published_detectors.csv --out $(PUBLISHED)
-	$(BIN)/python experiments/published.py $(PUBLISHED)
-	$(BIN)/python experiments/published_coverage.py $(PERFPRED_REFERENCE_DATA)
-	$(BIN)/python experiments/conv_layers.py
-else
-	@echo "PERFPRED_REFERENCE_DATA is not set: conv_layers, published and published_coverage are left out"
-endif
-	$(BIN)/python experiments/accuracy.py $(addprefix --published ,$(PUBLISHED))
-	$(BIN)/python experiments/transfer.py $(addprefix --published ,$(PUBLISHED))
+
+experiment-accuracy experiment-ablation experiment-transfer: GIVEN = $(addprefix --published ,$(PUBLISHED))
+experiment-published: GIVEN = $(PUBLISHED)
+experiment-fusion_agreement: GIVEN = --cache build/fusion
+experiment-%: $(DEV)
+	$(BIN)/python experiments/$*.py $(GIVEN)
 
 format: $(DEV)
 	$(BIN)/ruff format

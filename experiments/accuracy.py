@@ -1,14 +1,15 @@
 """How far off is each predictor and baseline on lineages, families and devices it never saw?
 
-Command: PERFPRED_REFERENCE_DATA=... python experiments/accuracy.py [--published DATASET]
+Command: PERFPRED_REFERENCE_DATA=... python experiments/accuracy.py [--published DATASET] [--full]
 Output: experiments/results/accuracy.csv, .json, .md and .png
 
 Grouped splits alone, five folds: whole lineages, whole families, or whole devices and partition sizes are left out.
 Every baseline is calibrated on the same training rows, per device, precision and latency kind, on the nodes as the
 network has them and on the fused layers. Places left out overlap: a row counts for its device and for its partition.
 The predictor is compared with the baseline that turned out best on the tested rows themselves, which favours the
-baselines. Without reference data the measured datasets alone are scored; `--published` names the folder where
-`perfpred import published` already wrote the published tables.
+baselines. Of a dataset of more engines than `ENGINES` a sample with a fixed seed is trained on and scored, which keeps
+every lineage; `--full` takes all. Without reference data the measured datasets alone are scored; `--published` names
+the folder where `perfpred import published` already wrote the published tables.
 """
 
 from __future__ import annotations
@@ -19,7 +20,7 @@ from collections.abc import Iterator, Sequence
 
 import numpy as np
 import pandas as pd
-from written import RESULTS, percent, reference_data, write
+from written import RESULTS, percent, reference_data, sampled, write
 
 from perfpred.corpus import datasets_folder
 from perfpred.dataset import Dataset, concat
@@ -28,21 +29,25 @@ from perfpred.evaluate import evaluate
 from perfpred.imports import dataset_from_published
 from perfpred.plots import COLOURS, figure
 from perfpred.predictor import LatencyPredictor
-from perfpred.scores import error_ratio, score_table
+from perfpred.scores import error_ratio, noise_floor, score_table
+from perfpred.splits import scorable, subset
 
 MEASURED = ("gpu-onnxruntime", "cpu-onnxruntime")
 PUBLISHED = "published TensorRT"
 TABLES = ("tensorrt_published.csv", "tensorrt_published_detectors.csv")
 PROTOCOLS = ("lineage", "family", "device")
+#: Engines of a dataset that are trained on and scored, at most, unless all are asked for.
+ENGINES = 3000
 FOLDS = 5
 SEED = 0
 CELL = ["dataset", "protocol", "latency_kind"]
 SCORES = [
-    "n", "n_networks", "mape", "macro_mape", "median_ape", "within_10", "kendall_tau", "concordance", "coverage",
-    "width",
+    "drawn", "among", "n", "n_networks", "mape", "macro_mape", "median_ape", "within_10", "kendall_tau", "concordance",
+    "coverage", "width",
 ]  # fmt: skip
 ALL = "all"
 TICKS = (10, 20, 30, 50, 70, 100, 150)
+LEFT_OUT = "Each device or partition size left out"
 LABELS = {"": "perfpred", "node": "baselines on nodes", "fused": "baselines on fused layers"}
 
 
@@ -105,18 +110,25 @@ def left_out(rows: pd.DataFrame) -> pd.DataFrame:
     return own.merge(wide, on="fold").rename(columns={"predicted_s": "perfpred", "fold": "left out"})
 
 
-def evaluated(name: str, dataset: Dataset, protocol: str) -> dict[str, pd.DataFrame] | None:
+def drawn(dataset: Dataset, most: int | None) -> Dataset:
+    """What is trained on and scored."""
+    rows = scorable(dataset)
+    return rows if most is None else subset(rows, sampled(rows.engines, most, SEED))
+
+
+def evaluated(name: str, dataset: Dataset, protocol: str, most: int | None) -> dict[str, pd.DataFrame] | None:
     """All tables of one dataset under one protocol; `None` where the dataset has too few groups."""
-    begun = time.monotonic()
+    begun, among = time.monotonic(), len(scorable(dataset).engines)
+    part = drawn(dataset, most)
     try:
-        found = evaluate([LatencyPredictor()], dataset, protocol=protocol, folds=FOLDS, seed=SEED, n_jobs=-1)
+        found = evaluate([LatencyPredictor()], part, protocol=protocol, folds=FOLDS, seed=SEED, n_jobs=-1)
     except DatasetError as error:
         print(f"{name}: {error}")
         return None
     rows = found.predictions
-    floor = found.noise.get("mape")
+    floor = noise_floor(dataset.good).get("mape")
     made = {
-        "scores": scored(rows).assign(noise_mape=floor),
+        "scores": scored(rows).assign(noise_mape=floor, drawn=len(part.engines), among=among),
         "ratios": pd.DataFrame(ratios(rows)),
         "left out": left_out(rows) if protocol == "device" else pd.DataFrame(),
     }
@@ -137,7 +149,13 @@ def findings(scores: pd.DataFrame, ratio: pd.DataFrame) -> list[str]:
             for level, best in against.iterrows()
         )
         said.append(
-            f"{row['dataset']}, unseen {row['protocol']} ({row['n']} rows, {row['n_networks']} networks): MAPE "
+            f"{row['dataset']}, unseen {row['protocol']} ({row['n']} rows, {row['n_networks']} networks"
+            + (
+                f"; {row['drawn']} of {row['among']} engines drawn with seed {SEED}"
+                if row["drawn"] < row["among"]
+                else ""
+            )
+            + f"): MAPE "
             f"{percent(row['mape'])}, median {percent(row['median_ape'])}, {compared}. The 90 % intervals hold "
             f"{percent(row['coverage'])} and are {row['width']:.2f} of the prediction wide; "
             + (f"noise floor {percent(floor)}." if pd.notna(floor) else "nothing was built twice: no noise floor.")
@@ -165,13 +183,13 @@ def draw(scores: pd.DataFrame) -> None:
         axes.figure.legend(frameon=False, fontsize="small", loc="outside lower center", ncols=3)
 
 
-def report(made: Sequence[dict[str, pd.DataFrame]]) -> None:
-    """Writes the results of all datasets and protocols."""
+def report(made: Sequence[dict[str, pd.DataFrame]], *, full: bool = False) -> None:
+    """Writes the results of all datasets and protocols; `full` says that nothing was sampled."""
     scores, ratio, places = (
         pd.concat([tables[key] for tables in made], ignore_index=True) for key in ("scores", "ratios", "left out")
     )
     scores = scores[[*CELL, "level", "prediction", *SCORES, "n_missing", "noise_mape"]]
-    whole = scores[scores["latency_kind"] == ALL].drop(columns=["latency_kind", "n_missing"])
+    whole = scores[scores["latency_kind"] == ALL].drop(columns=["latency_kind", "n_missing", "drawn", "among"])
     draw(scores)
     said = findings(scores, ratio)
     write(
@@ -181,11 +199,12 @@ def report(made: Sequence[dict[str, pd.DataFrame]]) -> None:
             "scores": scores,
             "Error of the best baseline over that of perfpred, 90 % interval over families": _first(ratio, CELL),
             "Every predictor and baseline": whole,
-            "Each device or partition size left out": _first(places, ["dataset", "left out"]).drop(columns="protocol"),
+            **({LEFT_OUT: _first(places, ["dataset", "left out"]).drop(columns="protocol")} if len(places) else {}),
         },
         findings=said,
         figures=["accuracy.png"],
         most=150,
+        options="--full" if full else "",
     )
     print("\n".join(said))
 
@@ -194,9 +213,11 @@ def main() -> None:
     """Scores every dataset under every protocol."""
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("--published", metavar="DATASET", help="folder where the published tables are imported")
-    imported = parser.parse_args().published
-    made = [evaluated(name, dataset, protocol) for name, dataset in datasets(imported) for protocol in PROTOCOLS]
-    report([tables for tables in made if tables])
+    parser.add_argument("--full", action="store_true", help="all engines of every dataset, which takes hours")
+    given = parser.parse_args()
+    most = None if given.full else ENGINES
+    every = ((*source, protocol) for source in datasets(given.published) for protocol in PROTOCOLS)
+    report([tables for one in every if (tables := evaluated(*one, most))], full=given.full)
 
 
 def _first(table: pd.DataFrame, columns: list[str]) -> pd.DataFrame:

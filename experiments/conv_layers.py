@@ -1,14 +1,15 @@
 """How well are TensorRT convolution layers of unseen widths predicted from geometry and device numbers alone?
 
-Command: PERFPRED_REFERENCE_DATA=... python experiments/conv_layers.py [--quick] [--precision fp16 ...] [--split ...]
+Command: PERFPRED_REFERENCE_DATA=... python experiments/conv_layers.py [--full] [--precision fp16 ...] [--split ...]
 Output: experiments/results/conv_layers.csv, .json and .md
 
 Single layers on a V100 (tensorrt_v100_conv_layers.csv.xz), each precision apart. Five folds by unseen (Cin, Cout)
 pair, unseen Cin and unseen Cout. Two easier splits, one fold each, are upper bounds and no evidence: `size` leaves
 out (Cin, Cout, input size) triples, `random` rows, so that neighbours of every test row were trained on; what they
 leave is mostly the table's own noise. `predictor` is `ConvolutionRegressor`; its parts stand beside it. Baselines,
-fitted on the same rows: roofline times one scale, and affine roofline. `--quick` takes an eighth of the rows and
-prints only; a run of some precisions or splits replaces their lines in the results and keeps the others.
+fitted on the same rows: roofline times one scale, and affine roofline. One row in `SHARE` is taken, with a fixed seed;
+`--full` takes all, for half an hour and more. A run of some precisions or splits replaces their lines in the results
+and keeps the others, if these were made of the same rows.
 """
 
 from __future__ import annotations
@@ -16,25 +17,29 @@ from __future__ import annotations
 import argparse
 import hashlib
 import json
-import time
 from collections.abc import Iterator
 from itertools import islice
-from pathlib import Path
 
 import numpy as np
 import pandas as pd
+from joblib import Parallel, delayed
 from sklearn.model_selection import GroupKFold, ShuffleSplit
-from written import reference_data
+from written import RESULTS, percent, reference_data, write
 
 from perfpred.convolution import convolution_features
 from perfpred.convolution_stage import ConvolutionRegressor
 from perfpred.device import load_device
 
-RESULTS = Path(__file__).resolve().parent / "results"
 TABLE = "tensorrt_v100_conv_layers.csv.xz"
 ELEMENT_BYTES = {"fp32": 4, "fp16": 2, "int8": 1}
 SPLITS = ("pair", "cin", "cout", "size", "random")
+#: No evidence: neighbours of every test row were trained on.
+EASIER = ("size", "random")
+BASELINES = ("roofline x one scale", "affine roofline")
+#: One row in this many is taken unless all are asked for.
+SHARE = 8
 SEED = 0
+SCORES = "Errors by split, precision and regressor"
 
 
 def features_of(rows: pd.DataFrame, precision: str) -> tuple[pd.DataFrame, np.ndarray]:
@@ -79,25 +84,19 @@ def roofline_answers(
     time_s, bound_s = np.exp(target[train]), np.exp(roofline[train])
     scale, launch_s = np.linalg.lstsq(np.stack([bound_s / time_s, 1 / time_s], 1), np.ones(len(train)), rcond=None)[0]
     return {
-        "roofline x one scale": roofline[test] + np.mean(target[train] - roofline[train]),
-        "affine roofline": np.log(np.maximum(scale * np.exp(roofline[test]) + launch_s, 1e-7)),
+        BASELINES[0]: roofline[test] + np.mean(target[train] - roofline[train]),
+        BASELINES[1]: np.log(np.maximum(scale * np.exp(roofline[test]) + launch_s, 1e-7)),
     }
 
 
 def scores(precision: str, split: str, name: str, predicted: np.ndarray, target: np.ndarray) -> dict[str, object]:
-    """One line of the table of results; errors in percent."""
-    error = np.abs(np.exp(predicted - target) - 1) * 100
-    within = {f"within_{x}_percent": round(float((error <= x).mean() * 100), 1) for x in (5, 10)}
-    mape, median = round(float(error.mean()), 2), round(float(np.median(error)), 2)
+    """One line of the table of results."""
+    error = np.abs(np.exp(predicted - target) - 1)
     return {
-        "precision": precision,
-        "split": split,
-        "regressor": name,
-        "rows": len(error),
-        "mape": mape,
-        "median": median,
-        **within,
-    }
+        "precision": precision, "split": split, "regressor": name, "rows": len(error), "mape": float(error.mean()),
+        "median": float(np.median(error)), "within_5": float((error <= 0.05).mean()),
+        "within_10": float((error <= 0.1).mean()),
+    }  # fmt: skip
 
 
 def evaluate(rows: pd.DataFrame, precision: str, split: str) -> list[dict[str, object]]:
@@ -125,57 +124,65 @@ def evaluate(rows: pd.DataFrame, precision: str, split: str) -> list[dict[str, o
     return [scores(precision, split, name, np.concatenate(v), target[order]) for name, v in answers.items()]
 
 
-def write(lines: list[dict[str, object]], digest: str) -> None:
-    """Write the three result files; lines of other precisions and splits stay where the table is the same."""
+def earlier(source: dict[str, object]) -> list[dict[str, object]]:
+    """Lines of the results there are, if they were made of the same rows."""
     stored = RESULTS / "conv_layers.json"
-    earlier = json.loads(stored.read_text()) if stored.exists() else {}
+    found = json.loads(stored.read_text()).get("tables", {}) if stored.exists() else {}
+    return list(found[SCORES]) if found.get("Source") == [source] else []
+
+
+def findings(table: pd.DataFrame, source: dict[str, object]) -> list[str]:
+    """Sentences with the numbers of the table."""
+    said = [f"{source['taken']} of {source['rows']} rows of {source['table']}, seed {SEED}."]
+    for (split, precision), part in table[~table["split"].isin(EASIER)].groupby(["split", "precision"], sort=False):
+        by = part.set_index("regressor")["mape"]
+        said.append(
+            f"Unseen {split}, {precision}, {part['rows'].iloc[0]} rows: MAPE {percent(by['predictor'])}, without its trees "
+            f"and perceptron {percent(by['kriging'])}, "
+            + ", ".join(f"{name} {percent(by[name])}" for name in BASELINES)
+            + "."
+        )
+    easier = table[table["split"].isin(EASIER) & (table["regressor"] == "predictor")]
+    shown = ", ".join(f"{r['split']} {r['precision']} {percent(r['mape'])}" for r in easier.to_dict("records"))
+    return [*said, f"Easier splits, upper bounds and no evidence: {shown}."] if len(easier) else said
+
+
+def report(lines: list[dict[str, object]], source: dict[str, object], options: str) -> None:
+    """Writes the results; lines of other precisions and splits stay where the rows are the same."""
     done = {(line["precision"], line["split"]) for line in lines}
-    if earlier.get("sha256") == digest and earlier.get("seed") == SEED:
-        lines = lines + [x for x in earlier["scores"] if (x["precision"], x["split"]) not in done]
-    lines = sorted(lines, key=lambda x: (SPLITS.index(str(x["split"])), str(x["precision"]), float(str(x["mape"]))))
-    table = pd.DataFrame(lines)
-    table.to_csv(RESULTS / "conv_layers.csv", index=False)
-    about = {"command": "python experiments/conv_layers.py", "seed": SEED, "table": TABLE, "sha256": digest}
-    stored.write_text(json.dumps({**about, "scores": lines}, indent=1) + "\n")
-    head = " | ".join(table.columns)
-    body = "\n".join("| " + " | ".join(str(v) for v in row) + " |" for row in table.itertuples(index=False))
-    text = (
-        f"# TensorRT convolution layers on a V100, unseen widths\n\n`{about['command']}`, seed {SEED}, {TABLE} "
-        f"sha256 `{digest[:16]}`. Errors in percent; `size` and `random` are upper bounds and no evidence: what they leave is "
-        f"mostly the table's own noise.\n\n| {head} |\n|{'---|' * len(table.columns)}\n{body}\n"
-    )
-    (RESULTS / "conv_layers.md").write_text(text)
+    table = pd.DataFrame([*lines, *(x for x in earlier(source) if (x["precision"], x["split"]) not in done)])
+    place = table["split"].map(SPLITS.index)
+    table = table.assign(place=place).sort_values(["place", "precision", "mape"]).drop(columns="place")
+    table = table.reset_index(drop=True)
+    tables = {"scores": table, SCORES: table, "Source": pd.DataFrame([source])}
+    title = "TensorRT convolution layers on a V100, unseen widths"
+    write("conv_layers", title, tables=tables, findings=findings(table, source), figures=[], most=120, options=options)
 
 
 def main() -> None:
-    """Run every precision and split."""
+    """Runs every precision and split."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--quick", action="store_true", help="an eighth of the rows; prints only")
+    parser.add_argument("--full", action="store_true", help=f"all rows instead of one in {SHARE}")
     parser.add_argument("--precision", nargs="*", default=["fp16", "fp32", "int8"], choices=list(ELEMENT_BYTES))
     parser.add_argument("--split", nargs="*", default=list(SPLITS), choices=SPLITS)
-    arguments = parser.parse_args()
+    given = parser.parse_args()
     folder = reference_data()
     if folder is None:
         return
-    path = folder / TABLE
-    table = pd.read_csv(path)
-    digest = hashlib.sha256(path.read_bytes()).hexdigest()
-    lines: list[dict[str, object]] = []
-    for split in arguments.split:
-        for precision in arguments.precision:
-            rows = table[table["precision"] == precision].reset_index(drop=True)
-            if arguments.quick:
-                rows = rows.sample(frac=1 / 8, random_state=SEED).reset_index(drop=True)
-            began = time.monotonic()
-            found = evaluate(rows, precision, split)
-            print(
-                pd.DataFrame(found).to_string(index=False, header=True),
-                f"\n{time.monotonic() - began:.0f} s",
-                flush=True,
-            )
-            lines += found
-            if not arguments.quick:
-                write(lines, digest)
+    table = pd.read_csv(folder / TABLE)
+    rows = table if given.full else table.sample(frac=1 / SHARE, random_state=SEED).reset_index(drop=True)
+    digest = hashlib.sha256((folder / TABLE).read_bytes()).hexdigest()
+    source = {"table": TABLE, "sha256": digest, "rows": len(table), "taken": len(rows), "seed": SEED}
+    cells = [(split, precision) for split in given.split for precision in given.precision]
+    parts = Parallel(n_jobs=-1, return_as="generator")(
+        delayed(evaluate)(rows[rows["precision"] == precision].reset_index(drop=True), precision, split)
+        for split, precision in cells
+    )
+    lines = []
+    for found in parts:
+        print(pd.DataFrame(found).to_string(index=False), flush=True)
+        lines += found
+        report(lines, source, "--full" if given.full else "")
 
 
 if __name__ == "__main__":

@@ -61,17 +61,22 @@ def compared() -> pd.DataFrame:
     return found.sort_values(["network", "precision"], ignore_index=True)
 
 
-def main() -> None:
-    """Compare, write and print."""
-    found = compared()
+def findings(found: pd.DataFrame) -> list[str]:
+    """Sentences with the numbers of the table."""
     error = found["count error"].abs()
     totals = found[["launched", "layers", "joined in error", "alone in error"]].sum()
-    findings = [
+    return [
         f"{len(found)} networks and precisions: layer count off by {percent(error.mean())} on average, median "
         f"{percent(error.median())}, 90th percentile {percent(error.quantile(0.9))}.",
         f"{totals['launched']} nodes launched, {totals['layers']} layers foreseen; {totals['joined in error']} layers "
         f"hold nodes that launched apart, {totals['alone in error']} nodes left alone never launched.",
     ]
+
+
+def main() -> None:
+    """Compare, write and print."""
+    found = compared()
+    error, said = found["count error"].abs(), findings(found)
     by = found.assign(error=error).groupby(["lineage", "precision"])
     lineages = by.agg(networks=("network", "size"), mean_count_error=("error", "mean"), worst=("error", "max"))
     worst = found.assign(error=error).sort_values("error", ascending=False, kind="stable").drop(columns="error")
@@ -83,10 +88,10 @@ def main() -> None:
             "Networks furthest off": worst.head(16),
             "By lineage": lineages.reset_index(),
         },
-        findings=findings,
+        findings=said,
         figures=[],
     )
-    print("\n".join(findings))
+    print("\n".join(said))
 
 
 if __name__ == "__main__":

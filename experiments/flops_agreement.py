@@ -1,13 +1,14 @@
 """Do our FLOPs and parameters agree with a well-kept counter and with published figures?
 
-    python experiments/flops_agreement.py count [--networks 160]   # extra zoo: PyTorch's counter on the modules
-    python experiments/flops_agreement.py                          # shapes and cost of the whole corpus, compared
+Command: PERFPRED_REFERENCE_DATA=... python experiments/flops_agreement.py
+Output: experiments/results/flops_agreement.csv, flops_published.csv and flops_agreement.md
+Command: python experiments/flops_agreement.py count [--networks 160]
+Output: experiments/results/flops_counter.csv; needs the extra zoo
 
-The first command counts corpus networks with `torch.utils.flop_counter` (matrix products, convolutions and
-attention; 2 per multiply-accumulate) and writes `flops_counter.csv`. The second infers shapes and cost of every
-corpus network, names operators without a rule, and compares with that file, with the published figures below and,
-where PERFPRED_REFERENCE_DATA names the reference folder, with its own count `zoo_stats.csv`. It writes
-`flops_agreement.csv`, `flops_published.csv` and `flops_agreement.md` to `experiments/results/`.
+The second command counts corpus networks with `torch.utils.flop_counter` (matrix products, convolutions and
+attention; 2 per multiply-accumulate). The first infers shapes and cost of every corpus network, names operators without
+a rule, and compares with that file, with the published figures below and, where PERFPRED_REFERENCE_DATA names the
+reference folder, with its own count `zoo_stats.csv`.
 """
 
 from __future__ import annotations
@@ -150,6 +151,8 @@ def compare() -> None:
     RESULTS.mkdir(exist_ok=True)
     lines = [
         "# FLOPs and parameters against others' counts",
+        "",
+        "`python experiments/flops_agreement.py`",
         "",
         f"Corpus: {len(found)} networks of {found['family'].nunique()} families and "
         f"{found['lineage'].nunique()} lineages; {int(found['nodes'].sum())} nodes. Shape inference took "

@@ -1,24 +1,26 @@
-"""How long fusion takes, by nodes of the network: it must stay linear.
+"""How long does fusion take, by nodes of the network? It must stay linear.
 
-A made-up residual network with swish activations is repeated up to the wanted number of nodes. Garbage collection
-is off while the clock runs, as `timeit` does it.
+Command: python experiments/fusion_speed.py
+Output: experiments/results/fusion_speed.csv, .json and .md
 
-    python experiments/fusion_speed.py
+A made-up residual network with swish activations is repeated up to the wanted number of nodes. Seconds are processor
+time of one thread; garbage collection is off while the clock runs, as `timeit` does it.
 """
 
 from __future__ import annotations
 
 import gc
-import json
 import statistics
 import time
-from pathlib import Path
+
+import numpy as np
+import pandas as pd
+from written import write
 
 from perfpred.fusion import fuse, groups
 from perfpred.layer import Node, TensorSpec
 from perfpred.network import Network
 
-RESULTS = Path(__file__).parent / "results"
 RULES = ("tensorrt", "tensorrt-rtx", "onnxruntime", "onnxruntime-cuda")
 SIZES = (1_000, 5_000, 50_000)
 REPEATS = 7
@@ -53,8 +55,8 @@ def network(count: int) -> Network:
     )
 
 
-def main() -> None:
-    """Times both the grouping and the whole of `fuse`, and writes `results/fusion_speed.json`."""
+def timed() -> pd.DataFrame:
+    """Seconds of the grouping alone and of all of `fuse`, a row a size and rule set."""
     rows = []
     for count in SIZES:
         net = network(count)
@@ -69,11 +71,28 @@ def main() -> None:
                     samples.append(time.process_time() - start)
                     gc.enable()
                     gc.collect()
-                row[what] = round(statistics.median(samples), 5)
+                row[what] = statistics.median(samples)
             rows.append(row)
-            print(row)
-    RESULTS.mkdir(exist_ok=True)
-    (RESULTS / "fusion_speed.json").write_text(json.dumps(rows, indent=1) + "\n")
+    return pd.DataFrame(rows)
+
+
+def findings(table: pd.DataFrame) -> list[str]:
+    """A sentence a rule set, with the numbers of the table."""
+    said = []
+    for rules, part in table.groupby("rules", sort=False):
+        slope = np.polyfit(np.log(part["nodes"]), np.log(part["fuse_s"]), 1)[0]
+        times = ", ".join(f"{1e3 * r['fuse_s']:.0f} ms at {r['nodes']} nodes" for r in part.to_dict("records"))
+        said.append(f"{rules}: {times}; grows as nodes to the power {slope:.2f}.")
+    return said
+
+
+def main() -> None:
+    """Times, writes and prints."""
+    table = timed()
+    said = findings(table)
+    title = "How long fusion takes"
+    write("fusion_speed", title, tables={"times": table, "Processor time, seconds": table}, findings=said, figures=[])
+    print("\n".join(said))
 
 
 if __name__ == "__main__":

@@ -25,14 +25,22 @@ from perfpred.features import bound_s, peak_of
 from perfpred.instances import layer_instances
 from perfpred.plots import COLOURS, figure
 
+#: Six of these are drawn, the first that were profiled on a whole GPU.
 KNOWN = (
-    "torchvision.resnet50", "torchvision.vgg19", "torchvision.mobilenet_v3_large", "torchvision.efficientnet_b0",
-    "timm.swin_base_patch4_window7_224", "detector.yolov5-s", "torchvision.convnext_tiny", "torchvision.googlenet",
+    "torchvision.resnet50", "torchvision.vgg16", "torchvision.convnext_tiny", "detector.yolov5-s",
+    "transformers.bert_base_384", "torchvision.densenet121", "torchvision.googlenet", "torchvision.inception_v3",
 )  # fmt: skip
 INTENSITY = (0, 0.03, 0.1, 0.3, 1, np.inf)
 INTENSITY_NAMES = ("below 0.03", "0.03 to 0.1", "0.1 to 0.3", "0.3 to 1", "above the ridge")
+#: Output tiles over SMs: below 1, some SMs have nothing to do.
+WAVES = (0, 0.25, 1, 4, np.inf)
+WAVES_NAMES = ("below 0.25", "0.25 to 1", "1 to 4", "above 4")
+TILE = 64
 #: Below this a layer is little more than its launch.
 SHORT_S = 5e-6
+#: A layer that changes by less than this factor hardly changes; cells of fewer pairs are not shown.
+HARDLY = 1.1
+FEWEST_PAIRS = 20
 CELL = ["device", "precision", "sm_count"]
 _READ = ["structure", "layer_index", "kind", "dtype", "flops", "dram_bytes"]
 CURVES = ("roofline_s", "affine_s", "bsp_s")
@@ -48,7 +56,7 @@ def profiled_layers(datasets: Mapping[str, Dataset]) -> pd.DataFrame:
         if engines.empty:
             continue
         made = layer_instances(engines, dataset.layers_at("fused"))
-        names = ["engine_id", "network", "lineage", "device"]
+        names = ["engine_id", "network", "device"]
         made = made.join(engines[names].reset_index(drop=True), on="row")
         parts.append(made.merge(times[["engine_id", "layer_index", "time_s"]], on=["engine_id", "layer_index"]))
     layers = pd.concat(parts, ignore_index=True)
@@ -67,6 +75,10 @@ def compared(layers: pd.DataFrame) -> pd.DataFrame:
     intensity = layers["flops"].astype(float) / layers["dram_bytes"].astype(float).clip(lower=1)
     over = intensity / (peak_of(layers) / layers["dram_bytes_per_s"].astype(float))
     made["intensity"] = pd.cut(over, INTENSITY, labels=INTENSITY_NAMES, include_lowest=True).astype(str)
+    m, n, groups = (layers[size].to_numpy(float, na_value=np.nan) for size in ("m", "n", "groups"))
+    waves = np.ceil(m / TILE) * np.ceil(n / TILE) * groups / layers["sm_count"].to_numpy(float)
+    cut = pd.Series(pd.cut(waves, WAVES, labels=WAVES_NAMES), index=layers.index)
+    made["waves"] = cut.astype(object).fillna("nothing multiplied")
     made["length"] = np.where(made["time_s"] < SHORT_S, "below 5 µs", "5 µs or more")
     return made
 
@@ -87,6 +99,37 @@ def errors(layers: pd.DataFrame, by: str) -> pd.DataFrame:
             row[f"{label} ratio"] = float(ratio.median())
         rows.append(row)
     return pd.DataFrame(rows).sort_values("time_share", ascending=False, ignore_index=True)
+
+
+def contrasted(layers: pd.DataFrame) -> pd.DataFrame:
+    """The same layer on more SMs, and at a larger batch: how many times faster or longer, by the bound and measured."""
+    layer = ["network", "device", "precision", "layer_index", "name", "kind"]
+    made = []
+    for what, other in (("sm_count", "batch_size"), ("batch_size", "sm_count")):
+        columns = [*layer, other, what, "time_s", "pure_s"]
+        pairs = layers[columns].merge(layers[columns], on=[*layer, other], suffixes=("_a", "_b"))
+        pairs = pairs[(pairs[f"{what}_a"] < pairs[f"{what}_b"]) & (pairs["pure_s_b"] > 0)]
+        bound, measured = (pairs[f"{time}_a"] / pairs[f"{time}_b"] for time in ("pure_s", "time_s"))
+        up = what == "batch_size"  # A larger batch takes longer, more SMs less long.
+        about = {"more of": what, "kind": pairs["kind"], "from": pairs[f"{what}_a"], "to": pairs[f"{what}_b"]}
+        made.append(
+            pd.DataFrame({**about, "bound": 1 / bound if up else bound, "measured": 1 / measured if up else measured})
+        )
+    every = pd.concat(made, ignore_index=True)
+    every = pd.concat([every.assign(kind="all"), every], ignore_index=True)
+    grouped = every.assign(hardly=every["measured"] < HARDLY).groupby(["more of", "from", "to", "kind"])
+    table = grouped.agg(
+        pairs=("bound", "size"),
+        the_bound=("bound", "median"),
+        measured=("measured", "median"),
+        hardly=("hardly", "mean"),
+    ).reset_index()
+    table = table[table["pairs"] >= FEWEST_PAIRS].sort_values(
+        ["more of", "from", "to", "pairs"], ascending=[True, True, True, False]
+    )
+    return table.rename(columns={"the_bound": "the bound says, times", "measured": "measured, times"}).reset_index(
+        drop=True
+    )
 
 
 def engine_ratios(datasets: Mapping[str, Dataset]) -> pd.DataFrame:
@@ -144,7 +187,9 @@ def draw(layers: pd.DataFrame) -> None:
                     1e3 * part[curve].cumsum(), part.index, color="black", ls=style, lw=1, label=CURVE_NAMES[curve]
                 )
             panel.invert_yaxis()
-            panel.set_title(name, fontsize=9)
+            first = part.iloc[0]
+            place_of = f"{first['device']}, {first['precision']}, batch {first['batch_size']}"
+            panel.set_title(f"{name}\n{place_of}", fontsize=8)
             panel.set_xlabel("ms since the first layer", fontsize=8)
             panel.set_ylabel("layer", fontsize=8)
             panel.tick_params(labelsize=7)
@@ -152,6 +197,28 @@ def draw(layers: pd.DataFrame) -> None:
                 for colour, kind in zip((*COLOURS[: len(kinds)], COLOURS[5]), [*kinds, "other kinds"], strict=True):
                     panel.plot([], [], color=colour, lw=3, label=kind)
                 panel.legend(fontsize=6, frameon=False)
+
+
+def said_of_contrasts(contrasts: pd.DataFrame) -> list[str]:
+    """Sentences on the same layer on more SMs and at larger batches: the widest step of each."""
+    said = []
+    words = {"sm_count": ("SMs", "is faster"), "batch_size": ("images", "takes longer")}
+    for what, part in contrasts.groupby("more of"):
+        noun, verb = words[str(what)]
+        widest = (
+            part[part["kind"] == "all"].assign(step=part["to"] / part["from"]).sort_values(["step", "pairs"]).iloc[-1]
+        )
+        kinds = part[(part["from"] == widest["from"]) & (part["to"] == widest["to"]) & (part["kind"] != "all")]
+        each = ", ".join(
+            f"{r['kind']} {r['measured, times']:.2f} ({r['the bound says, times']:.2f})"
+            for r in kinds.to_dict("records")
+        )
+        said.append(
+            f"The same layer at {widest['to']} {noun} instead of {widest['from']} ({widest['pairs']} pairs) {verb} by a median "
+            f"{widest['measured, times']:.2f} times where the bound says {widest['the bound says, times']:.2f}; "
+            f"{percent(widest['hardly'])} change by less than {HARDLY - 1:.0%}. By kind, measured (bound): {each}."
+        )
+    return said
 
 
 def findings(layers: pd.DataFrame, kinds: pd.DataFrame, engines: pd.DataFrame, known: pd.DataFrame) -> list[str]:
@@ -201,18 +268,21 @@ def main() -> None:
     if not datasets:
         return
     layers = compared(profiled_layers(datasets))
-    known, engines = waterfalls(layers), engine_ratios(datasets)
+    known, engines, contrasts = waterfalls(layers), engine_ratios(datasets), contrasted(layers)
     tables = {
         "layers of known networks": known,
         "By layer kind": errors(layers, "kind"),
         "By arithmetic intensity over the ridge": errors(layers, "intensity"),
+        "By waves": errors(layers, "waves"),
         "By SM count": errors(layers, "sm_count"),
         "By batch size": errors(layers, "batch_size"),
         "By length": errors(layers, "length"),
+        "The same layer on more SMs and at larger batches": contrasts,
         "Engines: measured latency over the uncalibrated roofline": engines,
     }
     draw(known)
     said = findings(layers, tables["By layer kind"], engines, known)
+    said += said_of_contrasts(contrasts)
     title = "Where micro-architecture-only predictors fail"
     write("micro_architecture", title, tables=tables, findings=said, figures=["micro_architecture.png"], most=30)
     print("\n".join(said))

@@ -20,7 +20,7 @@ import json
 import logging
 import tempfile
 from collections import Counter
-from collections.abc import Iterator
+from collections.abc import Collection, Iterator
 from itertools import combinations
 from pathlib import Path
 from typing import Any
@@ -77,12 +77,12 @@ def output_digests(folders: list[Path]) -> dict[str, dict[str, Any]]:
     return {record["engine_id"]: record["outputs"] for record in found if record.get("outputs")}
 
 
-def kernel_lists(folders: list[Path]) -> pd.DataFrame:
-    """Profiled engines of one network on two partitions or devices: share of kernels that are not the same."""
+def kernel_lists(folders: list[Path], networks: Collection[str]) -> pd.DataFrame:
+    """Profiled engines of one of the networks on two partitions or devices: share of kernels that are not the same."""
     lists: dict[tuple[str, str, int], dict[tuple[str, int], Counter[str]]] = {}
     for record in (record for folder in folders for record in records(folder)):
         found = record.get("kernels")
-        if found and record["optimisation"] == "all":
+        if found and record["optimisation"] == "all" and record["network"] in networks:
             names = Counter(found["names"][i] for i in found["name"] if not found["names"][i].startswith(_NO_KERNEL))
             workload = (record["network"], record["precision"], record["batch_size"])
             lists.setdefault(workload, {}).setdefault((record["device"], record["sm_count"]), names)
@@ -316,7 +316,7 @@ def main() -> None:
     if datasets:
         rows = gpu_engines(datasets)
         folders = [datasets_folder() / name for name in datasets]
-        rebuilt, lists = repeats(rows, output_digests(folders)), kernel_lists(folders)
+        rebuilt, lists = repeats(rows, output_digests(folders)), kernel_lists(folders, set(rows["network"]))
         said = [*said_of_gpu(rows, rebuilt, lists), *said]
         draw(rebuilt, rows)
         figures = ["nondeterminism.png"]

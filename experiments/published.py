@@ -16,12 +16,14 @@ from __future__ import annotations
 import argparse
 import json
 import sys
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
+from itertools import chain
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import pandas as pd
+from joblib import Parallel, delayed
 
 from perfpred.baselines import fit_groups, predict_groups
 from perfpred.calibration import Residuals
@@ -34,21 +36,31 @@ from perfpred.shots import Shots
 
 TWINS = {"jetson-nano": "jetson-nano-2gb", "jetson-nano-2gb": "jetson-nano"}
 BASELINES = ("scaled_roofline", "affine_roofline", "bsp", "flops_line")
+LEVELS = ("node", "fused")
+#: What baselines read of a layer.
+READ = (
+    "structure", "layer_index", "kind", "dtype", "flops", "dram_bytes", "input_bytes", "output_bytes", "weight_bytes",
+)  # fmt: skip
+#: Shares of the families that one process takes at a time: the rows travel to it once a share.
+SHARES = 4
 TRAITS = ("dram_bytes_per_s", "peak_fp16", "sm_count", "clock_hz")
 KS, DRAWS, SEED, LEVEL = (1, 3, 5, 10), 20, 0, 0.9
 
 
 class Rows:
-    """Engines with their layers, at the fused level and unfused, and ways to take some of them."""
+    """Engines with their layers, fused for the predictor and at both levels for baselines, and ways to take some."""
 
     def __init__(self, dataset: Dataset) -> None:
         self.engines = dataset.good.reset_index(drop=True)
-        self.levels = {at: layer_instances(self.engines, dataset.layers_at(at)) for at in ("fused", "node")}
+        self.levels = {"": layer_instances(self.engines, dataset.layers_at("fused"))}
+        for level in LEVELS:
+            read = layer_instances(self.engines, dataset.layers_at(level)[list(READ)])
+            self.levels[level] = read.astype(dict.fromkeys(("kind", "dtype", "precision"), "category"))
         self.latency_s = self.engines["latency_s"].to_numpy(float)
         self.cell = cell_of(self.engines).to_numpy(str)
 
-    def take(self, rows: np.ndarray, level: str = "fused") -> tuple[pd.DataFrame, pd.DataFrame]:
-        """Instances and engines of some rows, given by a mask, renumbered."""
+    def take(self, rows: np.ndarray, level: str = "") -> tuple[pd.DataFrame, pd.DataFrame]:
+        """Instances and engines of some rows, given by a mask, renumbered; of a level what baselines read alone."""
         position = np.full(len(self.engines), -1)
         position[rows] = np.arange(rows.sum())
         instances = self.levels[level]
@@ -74,7 +86,7 @@ def order(rows: Rows, predicted: np.ndarray, chosen: np.ndarray) -> tuple[float,
 
 def nearest(rows: Rows, train: np.ndarray, test: np.ndarray) -> np.ndarray:
     """Log latency of the same network, batch and precision on the nearest device trained on; NaN where there is none."""
-    traits = rows.levels["fused"].drop_duplicates("row").set_index("row")[list(TRAITS)]
+    traits = rows.levels[""].drop_duplicates("row").set_index("row")[list(TRAITS)]
     log_traits = np.log(traits.to_numpy(float))
     key = (rows.engines["network_id"] + rows.engines["precision"]).to_numpy(str) + rows.engines["batch_size"].to_numpy(
         str
@@ -105,7 +117,7 @@ def unseen_device(rows: Rows) -> dict[str, Any]:
         bound = bound_s(asked[0])["roofline_s"].groupby(asked[0]["row"]).sum()
         roofline[test] = np.log(bound.to_numpy())
         near[test] = nearest(rows, train, test)[test]
-    flops = rows.levels["fused"].groupby("row")["flops"].sum().to_numpy(float)
+    flops = rows.levels[""].groupby("row")["flops"].sum().to_numpy(float)
     shots = {}
     for cell in np.unique(rows.cell[jetson]):
         here = np.flatnonzero(rows.cell == cell)
@@ -178,18 +190,14 @@ def unseen_family(rows: Rows) -> dict[str, Any]:
     engines = rows.engines
     family = engines["family"].to_numpy(str)
     made, spread = np.full(len(engines), np.nan), np.full(len(engines), np.nan)
-    others = {f"{level} {name}": made.copy() for name in BASELINES for level in ("node", "fused")}
-    for one in np.unique(family):
-        test = family == one
-        instances, train = rows.take(~test)
-        stage, unseen = EngineStage().fit(instances, train), rows.take(test)
-        made[test], spread[test] = np.exp(stage.predict(*unseen)), stage.spread(*unseen)
-        for column in others:
-            level, name = column.split(" ", 1)
-            inside, known = rows.take(~test, level)
-            fitted = fit_groups(name, inside, known["latency_s"].to_numpy(float), list(cell_of(known)))
-            asked, unknown = rows.take(test, level)
-            others[column][test] = predict_groups(fitted, asked, list(cell_of(unknown)))
+    others = {f"{level} {name}": made.copy() for name in BASELINES for level in LEVELS}
+    every = [family == one for one in np.unique(family)]
+    shares = [every[first::SHARES] for first in range(SHARES)]
+    found = Parallel(n_jobs=-1)(delayed(_without)(rows, share) for share in shares)
+    for test, (latency_s, expected, baselines) in zip(*map(chain.from_iterable, (shares, found)), strict=True):
+        made[test], spread[test] = latency_s, expected
+        for column, values in baselines.items():
+            others[column][test] = values
     place = (engines["device"] + "|" + engines["latency_kind"]).to_numpy(str)
     jetson = engines["device"].str.startswith("jetson").to_numpy()
     # A laboratory that measured one family only has no row left to learn its method from.
@@ -200,6 +208,21 @@ def unseen_family(rows: Rows) -> dict[str, Any]:
     groups["all"] = np.ones(len(engines), bool)
     low, high = intervals(rows, made, spread, family, groups["all"])
     return {name: _scored(rows, made, others, low, high, chosen) for name, chosen in groups.items()}
+
+
+def _without(rows: Rows, every: Sequence[np.ndarray]) -> list[tuple[np.ndarray, np.ndarray, dict[str, np.ndarray]]]:
+    """Latency of each set of rows left out, seconds, its expected error, and baselines, learned from the other rows."""
+    found = []
+    for test in every:
+        stage, asked = EngineStage().fit(*rows.take(~test)), rows.take(test)
+        baselines = {}
+        for level in LEVELS:
+            (inside, known), (unseen, unknown) = rows.take(~test, level), rows.take(test, level)
+            for name in BASELINES:
+                fitted = fit_groups(name, inside, known["latency_s"].to_numpy(float), list(cell_of(known)))
+                baselines[f"{level} {name}"] = predict_groups(fitted, unseen, list(cell_of(unknown)))
+        found.append((np.exp(stage.predict(*asked)), stage.spread(*asked), baselines))
+    return found
 
 
 def _large(engines: pd.DataFrame, chosen: np.ndarray) -> bool:
@@ -297,7 +320,7 @@ def table(results: Mapping[str, Any]) -> str:
             f"| {name.replace('|', ' / ')} | {f['n']} | {f['families']} | {f['mape']:.1%} ({f['mape_90'][0]:.1%} to {f['mape_90'][1]:.1%}) "
             f"| {f['median_ape']:.1%} | {f['within_10']:.0%} | {f['concordance']:.1%} | {f['coverage']:.0%} | {f['width']:.0%} |"
         )
-    columns = [f"{level} {name}" for level in ("node", "fused") for name in BASELINES]
+    columns = [f"{level} {name}" for level in LEVELS for name in BASELINES]
     lines += ["", "MAPE of baselines calibrated per device, laboratory and kind, with the ratio to ours:", ""]
     lines += ["| rows | " + " | ".join(columns) + " |", "|---" * (1 + len(columns)) + "|"]
     for name, f in family.items():

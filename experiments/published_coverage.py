@@ -1,19 +1,20 @@
-"""How much of the published TensorRT measurements has a graph, and whether the graphs are faithful.
+"""How much of the published TensorRT measurements has a graph, and are the graphs faithful?
 
-    python experiments/published_coverage.py REFERENCE_DATA [--out experiments/results]
+Command: PERFPRED_REFERENCE_DATA=... python experiments/published_coverage.py
+Output: experiments/results/published_coverage.csv (rows mapped, by source, device, kind and precision), .json and .md,
+and published_faithful.csv (parameters and multiply-adds of each mapped builder beside the reference count of the same
+architecture)
 
-Writes `published_coverage.csv` (rows mapped, by source, device, kind and precision) and `published_faithful.csv`
-(parameters and multiply-adds of each mapped builder beside the reference count of the same architecture).
+Copies in the tables are left out. Latencies stay where they are: the results hold counts alone.
 """
 
 from __future__ import annotations
 
-import argparse
-import sys
 from pathlib import Path
 from typing import Any
 
 import pandas as pd
+from written import RESULTS, reference_data, write
 
 from perfpred.corpus import Corpus
 from perfpred.cost import node_flops, node_kind
@@ -92,30 +93,38 @@ def faithful(rows: pd.DataFrame, folder: Path) -> pd.DataFrame:
     return table
 
 
-def main() -> None:
-    """Writes both tables and prints the sums."""
-    parser = argparse.ArgumentParser(description=__doc__)
-    parser.add_argument("reference_data", type=Path)
-    parser.add_argument("--out", type=Path, default=Path("experiments/results"))
-    asked = parser.parse_args()
-    rows = mapped_rows(asked.reference_data)
-    check = faithful(rows, asked.reference_data)
-    asked.out.mkdir(parents=True, exist_ok=True)
-    coverage(rows).to_csv(asked.out / "published_coverage.csv", index=False)
-    check.round(5).to_csv(asked.out / "published_faithful.csv", index=False)
-    main_table = rows[rows["table"] == TABLES[0]]
+def findings(rows: pd.DataFrame, check: pd.DataFrame) -> list[str]:
+    """Sentences with the numbers of the tables."""
     mapped = rows[rows["mapping"] != "none"]
-    jetson = main_table["device"].str.startswith("jetson") & (main_table["mapping"] != "none")
-    within = (check["params_difference"].abs() <= 0.014) & (check["gmacs_difference"].abs() <= 0.02)
-    lines = [
-        f"rows without copies: {len(rows)}; mapped: {len(mapped)} "
-        f"(exact {int((mapped['mapping'] == 'exact').sum())}, approx {int((mapped['mapping'] == 'approx').sum())})",
-        f"main table: {int((main_table['mapping'] != 'none').sum())} mapped, {int(jetson.sum())} of them Jetson; "
-        f"detectors: {int((rows['table'] == TABLES[1]).sum())}",
-        f"builders checked: {len(check)}; parameters within 1.4 % and multiply-adds within 2 %: {int(within.sum())}",
-        check[~within].to_string(index=False),
+    exact = int((mapped["mapping"] == "exact").sum())
+    jetson = mapped["device"].str.startswith("jetson").sum()
+    off = check[~_within(check)]
+    named = ", ".join(f"{r['zoo']} at {r['input']}" for r in off.to_dict("records"))
+    return [
+        f"{len(rows)} rows without copies; {len(mapped)} have a graph ({exact} exact, {len(mapped) - exact} approximate), "
+        f"{jetson} of them on a Jetson; {mapped['graph_name'].nunique()} graphs.",
+        f"{len(check)} builders checked: {len(check) - len(off)} have parameters within 1.4 % and multiply-adds within 2 % of "
+        f"the reference count" + (f"; others: {named}." if named else "."),
     ]
-    sys.stdout.write("\n".join(lines) + "\n")
+
+
+def _within(check: pd.DataFrame) -> pd.Series:
+    return (check["params_difference"].abs() <= 0.014) & (check["gmacs_difference"].abs() <= 0.02)
+
+
+def main() -> None:
+    """Counts, checks, writes and prints."""
+    folder = reference_data()
+    if folder is None:
+        return
+    rows = mapped_rows(folder)
+    check, table = faithful(rows, folder), coverage(rows)
+    check.round(5).to_csv(RESULTS / "published_faithful.csv", index=False)
+    said = findings(rows, check)
+    tables = {"coverage": table, "Rows with a graph": table, "Builders outside": check[~_within(check)]}
+    title = "Published measurements that have a graph"
+    write("published_coverage", title, tables=tables, findings=said, figures=[], most=200)
+    print("\n".join(said))
 
 
 if __name__ == "__main__":

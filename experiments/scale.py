@@ -1,12 +1,13 @@
 """What do a prediction, a training and a collection cost, and how does that grow with size?
 
-Command: python experiments/scale.py
+Command: python experiments/scale.py [--full]
 Output: experiments/results/scale.csv, .json, .md and .png
 
 Seconds of processor time of one thread, so that other load does not count; set OMP_NUM_THREADS=1. A prediction is taken
 apart for a dozen corpus networks evenly spread over the order of their node counts: reading and binding the graph,
 fusing it for TensorRT, and the whole answer from a network already loaded, with interval, layers and baselines.
-Training is timed without intervals, which cost as much again for each fold, on more and more engines. Collection is
+Training is timed without intervals, which cost as much again for each fold, on more and more engines, probes left out;
+`--full` goes on to all of them. Collection is
 read off the committed rows: the build of an engine, and the wall time of the campaigns over their engines, pauses of
 more than ten minutes left out.
 These are times of the machine that ran the script; other experiments give the same figures everywhere, this one not.
@@ -14,6 +15,7 @@ These are times of the machine that ran the script; other experiments give the s
 
 from __future__ import annotations
 
+import argparse
 import time
 from collections.abc import Callable
 from typing import Any
@@ -29,6 +31,7 @@ from perfpred.fusion import fuse
 from perfpred.network import load_network
 from perfpred.plots import COLOURS, figure
 from perfpred.predictor import LatencyPredictor
+from perfpred.scores import probes
 from perfpred.splits import scorable, subset
 
 DATASETS = ("gpu-onnxruntime", "cpu-onnxruntime")
@@ -73,13 +76,13 @@ def predictions() -> pd.DataFrame:
     return pd.DataFrame(made).sort_values("nodes", ignore_index=True)
 
 
-def trainings() -> pd.DataFrame:
-    """Cost of training on more and more engines of the GPU dataset."""
+def trainings(*, full: bool) -> pd.DataFrame:
+    """Cost of training on more and more engines of the GPU dataset, in the end on all if asked."""
     rows = scorable(Dataset.read(datasets_folder() / DATASETS[0]))
-    total = len(rows.engines)
-    order = np.random.default_rng(SEED).permutation(total)
+    order = np.random.default_rng(SEED).permutation(np.flatnonzero(~probes(rows.engines)))
+    total = len(order)
     made = []
-    for count in (*(n for n in ROWS if n < total), total):
+    for count in sorted({min(n, total) for n in ROWS} | ({total} if full else set())):
         part = subset(rows, np.sort(order[:count]))
         fit_s, _ = timed(lambda part=part: LatencyPredictor(folds=0, seed=SEED).fit(part), repeats=1)
         made.append({"engines": count, "fit_s": fit_s, "engines_per_s": count / fit_s})
@@ -141,7 +144,10 @@ def draw(predicting: pd.DataFrame) -> None:
 
 def main() -> None:
     """Times predictions and trainings."""
-    predicting, training, collecting = predictions(), trainings(), collections()
+    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
+    parser.add_argument("--full", action="store_true", help="train on all engines too")
+    full = parser.parse_args().full
+    predicting, training, collecting = predictions(), trainings(full=full), collections()
     draw(predicting)
     said = findings(predicting, training, collecting)
     write(
@@ -155,6 +161,7 @@ def main() -> None:
         },
         findings=said,
         figures=["scale.png"],
+        options="--full" if full else "",
     )
     print("\n".join(said))
 

@@ -1,63 +1,98 @@
 """How many networks does a predictor need, and how many measurements a device that it has never seen?
 
 Command: PERFPRED_REFERENCE_DATA=... python experiments/transfer.py [--published DATASET]
-Output: experiments/results/transfer.csv, .json, .md and .png
+Output: experiments/results/transfer.csv, .json, .md, .png and learning_curve.png
 
-Learning curve: in each of five folds of whole lineages, the predictor is trained on a random choice of the other
-lineages' networks, more and more of them, and scored on the fold. Transfer: each Jetson of the published TensorRT
-tables is left out in turn, k of its networks are measured, and its other networks are scored; k = 0 is the
-specification alone. The roofline and the latency on the nearest device have one scale from the same measurements.
-Which networks to measure first is chosen by how much they tell (`perfpred.transfer.choose_calibration`). Without
-reference data the devices and partition sizes of our GPU rows are left out instead.
+On our GPU rows, and on the published TensorRT tables where the reference data are given (`--published` names the
+folder where `perfpred import published` already wrote them). Learning curve: in each of three folds of whole lineages,
+the predictor is trained on all engines of a random choice of the other lineages' networks, more and more of them, and
+scored on the fold; probes are left out. Transfer: each device and partition size of our rows, and each published
+Jetson, is left out in turn, k of its networks are measured, and its other networks are scored; k = 0 is the
+specification alone. Of our rows a sample with a fixed seed that keeps every lineage is scored, and in transfer trained
+on. The roofline and the latency on the nearest device have one
+scale from the same measurements. Which networks to measure first: those that tell most of a linear correction
+(`perfpred.transfer.most_telling`, from work, weights and layers alone) against random ones.
 """
 
 from __future__ import annotations
 
 import argparse
 from collections.abc import Iterator
+from typing import ClassVar
 
 import numpy as np
 import pandas as pd
 from accuracy import PUBLISHED, published_dataset
-from written import RESULTS, percent, write
+from joblib import Parallel, delayed
+from written import RESULTS, percent, sampled, write
 
 from perfpred.corpus import Corpus, datasets_folder
 from perfpred.dataset import Dataset
+from perfpred.instances import layer_instances
 from perfpred.plots import COLOURS, figure
 from perfpred.predictor import LatencyPredictor
-from perfpred.splits import networks, scorable, splits, subset
-from perfpred.transfer import choose_calibration, kshot
+from perfpred.scores import probes
+from perfpred.shots import Shots
+from perfpred.splits import Split, networks, scorable, splits, subset
+from perfpred.transfer import choose_calibration, kshot, most_telling
 
 DATASET = "gpu-onnxruntime"
+ENGINES = 1500
 SEED = 0
-FOLDS = 5
-TRAINING_NETWORKS = (10, 40, 160)
+FOLDS = 3
+TRAINING_NETWORKS = (10, 40, 160, 640)
 CHOICES = 2
 SHOTS = (0, 1, 3, 5, 10, 20)
 DRAWS = 20
 FIRST = 10
-NAMES = {"mape": "perfpred", "scaled_roofline": "scaled roofline", "nearest": "nearest device, scaled"}
+NAMES = {
+    "perfpred": "perfpred", "telling": "perfpred, telling networks first", "scaled_roofline": "scaled roofline",
+    "nearest": "nearest device, scaled",
+}  # fmt: skip
 
 
-def learned(dataset: Dataset) -> Iterator[dict[str, object]]:
-    """Error on each fold of lineages after training on some networks of the others."""
-    rows = scorable(dataset)
+class Kept(LatencyPredictor):
+    """A predictor that remembers who was trained last: one training serves two ways to choose networks."""
+
+    last: ClassVar[LatencyPredictor]
+
+    def fit(self, dataset: Dataset) -> LatencyPredictor:
+        """Learns as ever."""
+        type(self).last = super().fit(dataset)
+        return self
+
+
+def learned(rows: Dataset, tested: np.ndarray) -> pd.DataFrame:
+    """Error on each fold of lineages after training on some networks of the others.
+
+    Args:
+        rows: All engines.
+        tested: Positions of those that are scored.
+    """
+    judged = ~probes(rows.engines)
     network = networks(rows.engines).to_numpy()
     random = np.random.default_rng(SEED)
+    asked = []
     for split in splits(rows.engines, "lineage", folds=FOLDS, seed=SEED):
-        asked = subset(rows, split.test)
-        measured = asked.engines["latency_s"].to_numpy(float)
-        there = np.unique(network[split.train])
-        for count in (*(n for n in TRAINING_NETWORKS if n < len(there)), len(there)):
-            for choice in range(CHOICES if count < len(there) else 1):
-                chosen = split.train[np.isin(network[split.train], random.choice(there, count, replace=False))]
-                predictor = LatencyPredictor(folds=0, seed=SEED).fit(subset(rows, chosen))
-                error = np.abs(predictor.predict_engines(asked.engines, asked.layers) / measured - 1)
-                yield {
-                    "fold": split.name, "networks": count if count < len(there) else "all", "choice": choice,
-                    "engines": len(chosen), "n": len(error), "mape": error.mean(), "median_ape": np.median(error),
-                    "within_10": (error <= 0.1).mean(),
-                }  # fmt: skip
+        train, test = split.train[judged[split.train]], np.intersect1d(split.test, tested)
+        there = np.unique(network[train])
+        counts = [n for n in TRAINING_NETWORKS if n < len(there)]
+        for count in counts if len(counts) == len(TRAINING_NETWORKS) else [*counts, len(there)]:
+            for choice in range(CHOICES if count < min(len(there), max(TRAINING_NETWORKS)) else 1):
+                chosen = train[np.isin(network[train], random.choice(there, count, replace=False))]
+                about = {"fold": split.name, "networks": str(count if count < len(there) else "all"), "choice": choice}
+                asked.append((about, subset(rows, chosen), subset(rows, test)))
+    return pd.DataFrame(Parallel(n_jobs=-1)(delayed(_learned)(*one) for one in reversed(asked)))
+
+
+def _learned(about: dict[str, object], known: Dataset, tested: Dataset) -> dict[str, object]:
+    predictor = LatencyPredictor(folds=0, seed=SEED).fit(known)
+    measured = tested.engines["latency_s"].to_numpy(float)
+    error = np.abs(predictor.predict_engines(tested.engines, tested.layers) / measured - 1)
+    return {
+        **about, "engines": len(known.engines), "n": len(error), "mape": error.mean(), "median_ape": np.median(error),
+        "within_10": (error <= 0.1).mean(),
+    }  # fmt: skip
 
 
 def curve(learning: pd.DataFrame) -> pd.DataFrame:
@@ -66,22 +101,63 @@ def curve(learning: pd.DataFrame) -> pd.DataFrame:
     made = weighted.groupby(["networks", "choice"], sort=False)[["error", "n", "engines"]].sum().reset_index()
     made["mape"] = made["error"] / made["n"]
     grouped = made.groupby("networks", sort=False)
-    return pd.DataFrame(
+    table = pd.DataFrame(
         {
             "n": grouped["n"].first(), "training_engines": grouped["engines"].mean() / FOLDS,
             "choices": grouped.size(), "mape": grouped["mape"].mean(), "least": grouped["mape"].min(),
             "most": grouped["mape"].max(),
         }
     ).reset_index()  # fmt: skip
+    return table.sort_values("training_engines", ignore_index=True)
 
 
-def left_out(imported: str | None) -> tuple[str, pd.DataFrame]:
-    """k-shot scores of every device left out, one row a device, k and draw."""
-    published = published_dataset(imported)
-    name, dataset = (PUBLISHED, published) if published else (DATASET, Dataset.read(datasets_folder() / DATASET))
-    every = [s.name for s in splits(scorable(dataset).engines, "device")]
-    devices = [d for d in every if d.startswith("jetson-")] or every
-    return name, kshot(LatencyPredictor(), dataset, shots=SHOTS, draws=DRAWS, seed=SEED, devices=devices)
+def places_of(rows: Dataset) -> list[str]:
+    """What is left out in turn: Jetsons where there are any, else every device and partition size."""
+    every = [split.name for split in splits(rows.engines, "device")]
+    return [name for name in every if name.startswith("jetson-")] or every
+
+
+def measured_first(rows: Dataset) -> pd.DataFrame:
+    """k-shot scores of every place left out, a row a place, k and draw: random networks, and the most telling ones."""
+    every = places_of(rows)
+    left_out = [split for split in splits(rows.engines, "device") if split.name in every]
+    return pd.concat(Parallel(n_jobs=-1)(delayed(_place)(rows, split) for split in left_out), ignore_index=True)
+
+
+def _place(rows: Dataset, split: Split) -> pd.DataFrame:
+    random = kshot(Kept(), rows, shots=SHOTS, draws=DRAWS, seed=SEED, devices=[split.name])
+    telling = _telling(Kept.last, subset(rows, split.test)).assign(device=split.name)
+    return random.rename(columns={"mape": "perfpred"}).merge(telling, on=["device", "k", "draw"], how="left")
+
+
+def _telling(predictor: LatencyPredictor, asked: Dataset) -> pd.DataFrame:
+    """Error by k and draw where the most telling networks are measured; draws are of the engines of each."""
+    instances = layer_instances(asked.engines, asked.layers_at(predictor.level))
+    similarity = predictor.stages_.similarity(asked.engines, instances)
+    predicted = predictor.predict_engines(asked.engines, asked.layers)
+    measured = asked.engines["latency_s"].to_numpy(float)
+    network = networks(asked.engines).to_numpy()
+    sizes = _sizes(instances, network)
+    order = sizes.index[most_telling(sizes, min(max(SHOTS), len(sizes)))]
+    random = np.random.default_rng(SEED)
+    made = []
+    for k in (k for k in SHOTS if 0 < k <= len(sizes) // 2):
+        rest = ~np.isin(network, order[:k])
+        for draw in range(DRAWS):
+            drawn = [random.choice(np.flatnonzero(network == name)) for name in order[:k]]
+            moved = Shots().fit(similarity[drawn], np.log(measured / predicted)[drawn]).predict(similarity)
+            error = np.abs(predicted * np.exp(moved) / measured - 1)[rest]
+            made.append({"k": k, "draw": draw, "telling": error.mean()})
+    return pd.DataFrame(made, columns=["k", "draw", "telling"])
+
+
+def _sizes(instances: pd.DataFrame, network: np.ndarray) -> pd.DataFrame:
+    """What is known of each network before anything is measured, as logarithms; index the network."""
+    grouped = instances.groupby("row")
+    totals = grouped[["flops", "weight_bytes"]].sum().astype(float).assign(layers=grouped.size())
+    work, weights, layers = np.log1p(totals.groupby(network).mean()).to_numpy().T
+    columns = {"work": work, "weights": weights, "layers": layers, "reuse": work - weights, "depth": work - layers}
+    return pd.DataFrame(columns, index=np.unique(network))
 
 
 def by_k(shots: pd.DataFrame) -> pd.DataFrame:
@@ -94,7 +170,8 @@ def by_k(shots: pd.DataFrame) -> pd.DataFrame:
 def over_devices(table: pd.DataFrame) -> pd.DataFrame:
     """Mean over the devices that have every k up to 10, so that the points of the curve are of the same devices."""
     full = table.groupby("device")["k"].max()
-    part = table[table["device"].isin(full[full >= 10].index) & (table["k"] <= 10)]
+    most = min(10, int(full.max()))
+    part = table[table["device"].isin(full[full >= most].index) & (table["k"] <= most)]
     grouped = part.groupby("k")
     near = grouped[NAMES["nearest"]].count()
     made = grouped[list(NAMES.values())].mean()
@@ -113,77 +190,111 @@ def first_networks() -> pd.DataFrame:
     )  # fmt: skip
 
 
-def findings(learning: pd.DataFrame, name: str, table: pd.DataFrame, mean: pd.DataFrame) -> list[str]:
-    """Sentences with the numbers of the tables."""
+def findings(name: str, drawn: str, learning: pd.DataFrame, table: pd.DataFrame, mean: pd.DataFrame) -> list[str]:
+    """Sentences on one dataset, with the numbers of the tables."""
     said = [
-        f"Learning curve on {DATASET}, lineages unseen, {learning['n'].iloc[0]} rows: MAPE "
+        f"{name}, {drawn}: learning curve, lineages unseen, {learning['n'].iloc[0]} rows scored: MAPE "
         + ", ".join(f"{percent(r['mape'])} from {r['networks']} networks" for r in learning.to_dict("records"))
         + "."
     ]
     for row in mean.to_dict("records"):
         said.append(
-            f"{name}, k = {row['k']}, mean of {row['devices']} unseen devices: MAPE "
+            f"{name}, k = {row['k']}, mean of {row['devices']} unseen places: MAPE "
             + ", ".join(f"{label} {percent(row[label])}" for label in NAMES.values() if pd.notna(row[label]))
             + "."
+        )
+    both = table.dropna(subset=[NAMES["telling"]])
+    if len(both):
+        better = (both[NAMES["telling"]] < both["perfpred"]).sum()
+        said.append(
+            f"{name}: measuring the most telling networks first is better than random ones in {better} of {len(both)} places "
+            f"and numbers of measurements; the error is a median {(both[NAMES['telling']] / both['perfpred']).median():.2f} "
+            "times that of random choice."
         )
     for device, part in table.groupby("device"):
         rows = part.set_index("k")
         shown = ", ".join(f"{percent(rows.loc[k, 'perfpred'])} at k = {k}" for k in rows.index)
-        said.append(f"{device} ({rows['n'].max():.0f} rows): MAPE {shown}.")
+        said.append(f"{name}, {device} ({rows['n'].max():.0f} rows): MAPE {shown}.")
     return said
 
 
-def draw(learning: pd.DataFrame, table: pd.DataFrame) -> None:
-    """The learning curve, and the error on each unseen device over k."""
-    with figure(RESULTS / "transfer.png", title="Transfer to devices never trained on") as axes:
-        for number, (device, part) in enumerate(table.groupby("device")):
-            style = ("-", "--")[number // len(COLOURS) % 2]
-            colour = COLOURS[number % len(COLOURS)]
-            axes.plot(part["k"], 100 * part["perfpred"], style, marker="o", ms=3, color=colour, label=device)
-        axes.set_xlabel("networks measured on the device")
-        axes.set_ylabel("MAPE, %; median of draws")
-        axes.set_yscale("log")
-        axes.legend(frameon=False, fontsize="x-small", ncols=2)
+def draw_shots(tables: dict[str, pd.DataFrame]) -> None:
+    """The error on each unseen place over k, a panel a dataset."""
+    with figure(RESULTS / "transfer.png", width=5.2 * len(tables), height=4.0) as axes:
+        canvas = axes.figure
+        axes.remove()
+        for place, (name, table) in enumerate(tables.items()):
+            panel = canvas.add_subplot(1, len(tables), place + 1)
+            for number, (device, part) in enumerate(table.groupby("device")):
+                style = ("-", "--")[number // len(COLOURS) % 2]
+                colour = COLOURS[number % len(COLOURS)]
+                panel.plot(part["k"], 100 * part["perfpred"], style, marker="o", ms=3, color=colour, label=device)
+            panel.set_title(f"{name}: places never trained on", fontsize=9)
+            panel.set_xlabel("networks measured there")
+            panel.set_ylabel("MAPE, %; median of draws")
+            panel.set_yscale("log")
+            panel.spines[["top", "right"]].set_visible(False)
+            panel.legend(frameon=False, fontsize="x-small", ncols=2)
+
+
+def draw_learning(learnings: dict[str, pd.DataFrame]) -> None:
+    """The learning curves."""
     with figure(RESULTS / "learning_curve.png", title="Lineages never trained on") as axes:
-        places = np.arange(len(learning))
-        axes.fill_between(places, 100 * learning["least"], 100 * learning["most"], color=COLOURS[0], alpha=0.2, lw=0)
-        axes.plot(places, 100 * learning["mape"], marker="o", color=COLOURS[0])
-        axes.set_xticks(places, learning["networks"].astype(str))
-        axes.set_xlabel("networks trained on")
+        for colour, (name, learning) in zip(COLOURS, learnings.items(), strict=False):
+            counts = learning["training_engines"]
+            axes.fill_between(counts, 100 * learning["least"], 100 * learning["most"], color=colour, alpha=0.2, lw=0)
+            axes.plot(counts, 100 * learning["mape"], marker="o", color=colour, label=name)
+            for row in learning.to_dict("records"):
+                at = (row["training_engines"], 100 * row["mape"])
+                axes.annotate(str(row["networks"]), at, (0, 6), textcoords="offset points", ha="center", fontsize=7)
+        axes.set_xscale("log")
+        axes.set_xlabel("engines trained on; networks beside the dots")
         axes.set_ylabel("MAPE, %; band: least and most of the choices")
         axes.set_ylim(bottom=0)
+        axes.legend(frameon=False)
 
 
-def report(learning: pd.DataFrame, name: str, shots: pd.DataFrame) -> None:
-    """Writes the learning curve and the transfer to each device."""
-    table = by_k(shots)
-    mean = over_devices(table)
-    draw(learning, table)
-    said = findings(learning, name, table, mean)
-    write(
-        "transfer",
-        "How many networks to train on, and how many to measure on a new device",
-        tables={
-            "shots": shots,
-            f"Learning curve on {DATASET}, lineages unseen": learning,
-            f"{name}: mean over unseen devices": mean,
-            f"{name}: each unseen device, median of draws": table,
-            "Networks to measure first on a new device": first_networks(),
-        },
-        findings=said,
-        figures=["transfer.png", "learning_curve.png"],
-        most=60,
-    )
+def report(found: dict[str, tuple[str, pd.DataFrame, pd.DataFrame]]) -> None:
+    """Writes learning curve and shots of each dataset, with a word on what was drawn of it."""
+    tables: dict[str, pd.DataFrame] = {"shots": pd.concat([s.assign(dataset=n) for n, (_, _, s) in found.items()])}
+    said = []
+    for name, (drawn, learning, shots) in found.items():
+        table = by_k(shots)
+        mean = over_devices(table)
+        said += findings(name, drawn, learning, table, mean)
+        tables[f"{name}: learning curve, lineages unseen"] = learning
+        tables[f"{name}: mean over unseen places"] = mean
+        tables[f"{name}: each unseen place, median of draws"] = table
+    tables["Networks of the corpus to measure first on a new device"] = first_networks()
+    draw_shots({name: by_k(shots) for name, (_, _, shots) in found.items()})
+    draw_learning({name: learning for name, (_, learning, _) in found.items()})
+    title = "How many networks to train on, and how many to measure on a new device"
+    write("transfer", title, tables=tables, findings=said, figures=["transfer.png", "learning_curve.png"], most=60)
     print("\n".join(said))
+
+
+def sources(imported: str | None) -> Iterator[tuple[str, Dataset, np.ndarray]]:
+    """Name and rows of each dataset, and the positions of those that are scored."""
+    rows = scorable(Dataset.read(datasets_folder() / DATASET))
+    yield DATASET, rows, sampled(rows.engines, ENGINES, SEED)
+    published = published_dataset(imported)
+    if published is not None:
+        rows = scorable(published)
+        yield PUBLISHED, rows, np.arange(len(rows.engines))
 
 
 def main() -> None:
     """Scores learning and transfer."""
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("--published", metavar="DATASET", help="folder where the published tables are imported")
-    imported = parser.parse_args().published
-    learning = curve(pd.DataFrame(learned(Dataset.read(datasets_folder() / DATASET))))
-    report(learning, *left_out(imported))
+    found = {}
+    for name, rows, chosen in sources(parser.parse_args().published):
+        among = len(rows.engines)
+        drawn = (
+            f"{len(chosen)} of {among} engines drawn with seed {SEED}" if len(chosen) < among else f"{among} engines"
+        )
+        found[name] = (drawn, curve(learned(rows, chosen)), measured_first(subset(rows, chosen)))
+    report(found)
 
 
 if __name__ == "__main__":

@@ -12,6 +12,8 @@ import pandas as pd
 
 from perfpred.corpus import datasets_folder
 from perfpred.dataset import Dataset
+from perfpred.scores import lineages, probes
+from perfpred.splits import subset
 
 RESULTS = Path(__file__).resolve().parent / "results"
 FORMAT = "perfpred.experiment"
@@ -26,6 +28,7 @@ def write(
     findings: list[str],
     figures: list[str],
     most: int = 16,
+    options: str = "",
 ) -> None:
     """Writes `NAME.csv`, `NAME.json` and `NAME.md`.
 
@@ -36,8 +39,9 @@ def write(
         findings: Sentences whose numbers come from the tables.
         figures: PNG files beside the text.
         most: Rows a table of the text has at most.
+        options: What the script was given that its results depend on.
     """
-    command = f"python experiments/{name}.py"
+    command = f"python experiments/{name}.py {options}".strip()
     (_, first), *others = tables.items()
     first.to_csv(RESULTS / f"{name}.csv", index=False, float_format="%.6g")
     about = {"format": FORMAT, "version": VERSION, "title": title, "command": command, "findings": findings}
@@ -67,11 +71,15 @@ def _cell(value: object) -> str:
 
 
 def gpu_datasets() -> dict[str, Dataset]:
-    """The committed GPU datasets by folder name."""
+    """The committed GPU datasets by folder name; probes, which are single layers, are left out."""
     found = sorted(datasets_folder().glob("gpu-*/engines.parquet"))
     if not found:
         print(f"no gpu-* dataset in {datasets_folder()}: measured rows are left out")
-    return {path.parent.name: Dataset.read(path.parent) for path in found}
+    return {path.parent.name: _without_probes(Dataset.read(path.parent)) for path in found}
+
+
+def _without_probes(dataset: Dataset) -> Dataset:
+    return subset(dataset, np.flatnonzero(~probes(dataset.engines)))
 
 
 def gpu_engines(datasets: Mapping[str, Dataset]) -> pd.DataFrame:
@@ -108,6 +116,17 @@ def reference_data() -> Path | None:
         return Path(folder)
     print("PERFPRED_REFERENCE_DATA is not set: published tables are left out")
     return None
+
+
+def sampled(engines: pd.DataFrame, most: int, seed: int = 0) -> np.ndarray:
+    """Positions of at most `most` engines, drawn at random; every lineage keeps its share, and at least one."""
+    random = np.random.default_rng(seed)
+    order = random.permutation(len(engines))
+    group = lineages(engines).reset_index(drop=True).iloc[order]
+    place = group.groupby(group).cumcount()
+    place = place.where(place == 0, place + random.random(len(group)))
+    first = np.argsort((place / group.groupby(group).transform("size")).to_numpy(), kind="stable")[:most]
+    return np.sort(order[first])
 
 
 def percent(value: float) -> str:
