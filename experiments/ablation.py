@@ -42,7 +42,7 @@ from perfpred.scores import lineages, probes
 from perfpred.splits import Split, scorable, splits, subset
 
 #: Engines taken of each measured dataset; of the first the feature groups are ablated too.
-SAMPLES = {"gpu-onnxruntime": 1200, "cpu-onnxruntime": 300}
+SAMPLES = {"gpu-onnxruntime": 1500, "cpu-onnxruntime": 300}
 SEED = 0
 FOLDS = 3
 DRAWS = 2000
@@ -265,7 +265,10 @@ def draw(scores: pd.DataFrame) -> None:
                 )
             panel.set_xticks(range(len(STEPS)), [text.replace(", ", ",\n") for text in STEPS.values()], fontsize=7)
             panel.set_title(f"{name} ({part['n'].iloc[0]} engines)", fontsize=9)
-            panel.set_ylim(bottom=0)
+            panel.set_yscale("log")
+            panel.yaxis.set_major_formatter("{x:g}")
+            panel.yaxis.set_minor_formatter("{x:g}")
+            panel.tick_params(axis="y", which="minor", labelsize=7)
             panel.spines[["top", "right"]].set_visible(False)
             if place == 0:
                 panel.set_ylabel("MAPE on unseen lineages, %; 90 % interval")

@@ -37,7 +37,7 @@ PUBLISHED = "published TensorRT"
 TABLES = ("tensorrt_published.csv", "tensorrt_published_detectors.csv")
 PROTOCOLS = ("lineage", "family", "device")
 #: Engines of a dataset that are trained on and scored, at most, unless all are asked for.
-ENGINES = 3000
+ENGINES = 2000
 FOLDS = 5
 SEED = 0
 CELL = ["dataset", "protocol", "latency_kind"]

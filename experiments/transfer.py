@@ -40,7 +40,7 @@ DATASET = "gpu-onnxruntime"
 ENGINES = 1500
 SEED = 0
 FOLDS = 3
-TRAINING_NETWORKS = (10, 40, 160, 640)
+TRAINING_NETWORKS = (10, 40, 160, 320)
 CHOICES = 2
 SHOTS = (0, 1, 3, 5, 10, 20)
 DRAWS = 20
@@ -233,6 +233,9 @@ def draw_shots(tables: dict[str, pd.DataFrame]) -> None:
             panel.set_xlabel("networks measured there")
             panel.set_ylabel("MAPE, %; median of draws")
             panel.set_yscale("log")
+            panel.yaxis.set_major_formatter("{x:g}")
+            panel.yaxis.set_minor_formatter("{x:g}")
+            panel.tick_params(which="minor", labelsize=7)
             panel.spines[["top", "right"]].set_visible(False)
             panel.legend(frameon=False, fontsize="x-small", ncols=2)
 
@@ -248,6 +251,8 @@ def draw_learning(learnings: dict[str, pd.DataFrame]) -> None:
                 at = (row["training_engines"], 100 * row["mape"])
                 axes.annotate(str(row["networks"]), at, (0, 6), textcoords="offset points", ha="center", fontsize=7)
         axes.set_xscale("log")
+        axes.xaxis.set_major_formatter("{x:g}")
+        axes.xaxis.set_minor_formatter("")
         axes.set_xlabel("engines trained on; networks beside the dots")
         axes.set_ylabel("MAPE, %; band: least and most of the choices")
         axes.set_ylim(bottom=0)
