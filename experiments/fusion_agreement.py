@@ -1,4 +1,4 @@
-"""How well the fusion rules agree with real builders.
+"""How well do the fusion rules agree with real builders?
 
 Every builder says which ONNX nodes it runs as one layer; so do our rules. Both are partitions of the nodes the builder
 names (others are counted and left out). Scores of a network: F1 over pairs of nodes in one layer, the share of the

@@ -1,4 +1,4 @@
-"""What repeats and what does not: runs, rebuilds, devices, outputs, structures of real builds, and labels.
+"""What repeats and what does not, of runs, rebuilds, devices, outputs, structures of real builds, and labels?
 
 Command: python experiments/nondeterminism.py [--no-builds]
 Output: experiments/results/nondeterminism.csv, .json, .md and .png

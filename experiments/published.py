@@ -1,14 +1,15 @@
 """How well is published whole-engine TensorRT latency predicted, on devices and for network families never seen?
 
-    perfpred import published .../tensorrt_published.csv .../tensorrt_published_detectors.csv --out DATASET
-    python experiments/published.py DATASET [--out experiments/results]
+Command: python experiments/published.py DATASET [--out experiments/results]
+Output: published.json and published.md in experiments/results
+
+DATASET is the folder that `perfpred import published tensorrt_published.csv tensorrt_published_detectors.csv` wrote.
 
 Unseen device: each Jetson is left out whole (with its twin of other memory size); zero-shot order of pairs measured
 within a factor of two, and k measurements of the device as calibration: one scale, or `Shots`. Baselines under the
 same k: roofline times one scale, and the same network on the nearest device times one scale.
 Unseen family: each family is left out in turn; scored in device x kind cells with at least 8 families and 30 rows,
 and on all Jetsons together with a bootstrap over families. Baselines are calibrated per device, laboratory and kind.
-Writes `published.json` and `published.md`.
 """
 
 from __future__ import annotations
@@ -280,7 +281,7 @@ def _scored(
 def table(results: Mapping[str, Any]) -> str:
     """The results as Markdown."""
     device, family = results["unseen device"], results["unseen family"]
-    lines = ["# Published TensorRT latency", "", "Command: `python experiments/published.py DATASET`", ""]
+    lines = ["# Published TensorRT latency", "", "`python experiments/published.py DATASET`", ""]
     lines += [
         f"Dataset {results['dataset']}, {results['engines']} engines, seed {SEED}.",
         "",
@@ -336,7 +337,7 @@ def main() -> None:
     """Runs both protocols and writes the results."""
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("dataset", type=Path)
-    parser.add_argument("--out", type=Path, default=Path("experiments/results"))
+    parser.add_argument("--out", type=Path, default=Path(__file__).parent / "results")
     asked = parser.parse_args()
     dataset = Dataset.read(asked.dataset)
     rows = Rows(dataset)

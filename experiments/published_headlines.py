@@ -1,8 +1,9 @@
-"""Chooses the headline figures of the published TensorRT measurements that the repository keeps, each with its source.
+"""Which headline figures of the published TensorRT measurements does the repository keep, each with its source?
 
-    perfpred import published .../tensorrt_published.csv .../tensorrt_published_detectors.csv --out DATASET
-    python experiments/published_headlines.py DATASET [--out datasets/published-tensorrt]
+Command: python experiments/published_headlines.py DATASET [--out datasets/published-tensorrt]
+Output: the dataset datasets/published-tensorrt
 
+DATASET is the folder that `perfpred import published tensorrt_published.csv tensorrt_published_detectors.csv` wrote.
 Well-known networks at batch 1 with an exact graph and no doubt noted; at most `MOST` rows. The dataset it writes is
 for tests and examples; predictors are trained on the whole one.
 """

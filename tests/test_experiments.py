@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import ast
 import importlib
 import json
 import shutil
@@ -65,6 +66,16 @@ def run(name: str, results: Path, monkeypatch: pytest.MonkeyPatch, *arguments: s
     assert all((results / figure).stat().st_size > 0 for figure in found["figures"])
     assert all(sentence in (results / f"{name}.md").read_text() for sentence in found["findings"])
     return module, found
+
+
+@pytest.mark.parametrize("script", sorted(EXPERIMENTS.glob("*.py")), ids=lambda path: path.stem)
+def test_scripts_say_question_command_and_output(script: Path) -> None:
+    source = script.read_text()
+    said = ast.get_docstring(ast.parse(source)) or ""
+    if "__main__" in source:
+        assert "?" in said.partition("\n\n")[0]
+        assert f"python experiments/{script.name}" in said.partition("Command: ")[2]
+        assert "\nOutput: " in said
 
 
 def test_inversions_are_found_and_blamed(results: Path, monkeypatch: pytest.MonkeyPatch) -> None:
