@@ -9,9 +9,12 @@ DEV := $(VENV)/dev.installed
 # Threads of numerical libraries would compete with the test workers.
 export OMP_NUM_THREADS ?= 1
 
-# `make experiments` has 60 minutes of one core: half an hour of two. What each takes stands below, in such minutes.
-# Where all rows would take longer, a script takes a sample with a fixed seed, says so in its text, and takes all with
-# --full. `campaign_plans` and `published_headlines` make data, not results; the datasets' pages say when.
+# `make experiments` has 60 minutes of one core: half an hour of two. About what each takes, in such minutes:
+#   accuracy 12, ablation 10, transfer 8, conv_layers 4, fusion_agreement 4, published 2.5, scale 2, import 1.5,
+#   cuda_launches and nondeterminism 1 each, the others 2.5 together.
+# Where all rows would take longer, a script takes a sample with a fixed seed, says so in its text, and takes more with
+# --full, --engines or --select. `campaign_plans` and `published_headlines` make data, not results; the datasets' pages
+# say when.
 PUBLISHED := $(if $(PERFPRED_REFERENCE_DATA),build/published)
 # Of one process each, so two at a time, the longest first.
 EXPERIMENTS ?= $(if $(PUBLISHED),import-published) nondeterminism scale cuda_launches flops_agreement fusion_speed \

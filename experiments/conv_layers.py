@@ -37,7 +37,7 @@ SPLITS = ("pair", "cin", "cout", "size", "random")
 EASIER = ("size", "random")
 BASELINES = ("roofline x one scale", "affine roofline")
 #: One row in this many is taken unless all are asked for.
-SHARE = 8
+SHARE = 12
 SEED = 0
 SCORES = "Errors by split, precision and regressor"
 
