@@ -6,10 +6,10 @@ Output: experiments/results/conv_layers.csv, .json and .md
 Single layers on a V100 (tensorrt_v100_conv_layers.csv.xz), each precision apart. Five folds by unseen (Cin, Cout)
 pair, unseen Cin and unseen Cout. Two easier splits, one fold each, are upper bounds and no evidence: `size` leaves
 out (Cin, Cout, input size) triples, `random` rows, so that neighbours of every test row were trained on; what they
-leave is mostly the table's own noise. `predictor` is `ConvolutionRegressor`; its parts stand beside it. Baselines,
-fitted on the same rows: roofline times one scale, and affine roofline. One row in `SHARE` is taken, with a fixed seed;
-`--full` takes all, for half an hour and more. A run of some precisions or splits replaces their lines in the results
-and keeps the others, if these were made of the same rows.
+leave is mostly the table's own noise, as no layer was timed twice. `predictor` is `ConvolutionRegressor`; its parts
+stand beside it. Baselines, fitted on the same rows: roofline times one scale, and affine roofline. One row in `SHARE`
+is taken, with a fixed seed; `--full` takes all, for an hour. A run of some precisions or splits replaces their lines in
+the results and keeps the others, if these were made of the same rows; results of all rows give way only to `--full`.
 """
 
 from __future__ import annotations
@@ -114,7 +114,7 @@ def evaluate(rows: pd.DataFrame, precision: str, split: str) -> list[dict[str, o
             "kriging": carried,
             "kriging, then trees": trees,
             "kriging, then perceptron": perceptron,
-            "predictor": (trees + perceptron) / 2,
+            "predictor": regressor.predict(X.iloc[test]) + bound[test],
             **roofline_answers(X["roofline_s"].to_numpy(), target, train, test),
         }
         for name, values in fold.items():
@@ -124,23 +124,27 @@ def evaluate(rows: pd.DataFrame, precision: str, split: str) -> list[dict[str, o
     return [scores(precision, split, name, np.concatenate(v), target[order]) for name, v in answers.items()]
 
 
-def earlier(source: dict[str, object]) -> list[dict[str, object]]:
-    """Lines of the results there are, if they were made of the same rows."""
+def earlier(source: dict[str, object]) -> list[dict[str, object]] | None:
+    """Lines of the results there are, if they were made of the same rows; `None` if they were made of more."""
     stored = RESULTS / "conv_layers.json"
     found = json.loads(stored.read_text()).get("tables", {}) if stored.exists() else {}
-    return list(found[SCORES]) if found.get("Source") == [source] else []
+    [origin] = found.get("Source", [{}])
+    if origin == {**source, "taken": source["rows"]} != source:
+        return None
+    return list(found[SCORES]) if origin == source else []
 
 
 def findings(table: pd.DataFrame, source: dict[str, object]) -> list[str]:
     """Sentences with the numbers of the table."""
     said = [f"{source['taken']} of {source['rows']} rows of {source['table']}, seed {SEED}."]
+    floors = table[(table["split"] == "random") & (table["regressor"] == "predictor")].set_index("precision")["mape"]
     for (split, precision), part in table[~table["split"].isin(EASIER)].groupby(["split", "precision"], sort=False):
         by = part.set_index("regressor")["mape"]
         said.append(
             f"Unseen {split}, {precision}, {part['rows'].iloc[0]} rows: MAPE {percent(by['predictor'])}, without its trees "
             f"and perceptron {percent(by['kriging'])}, "
             + ", ".join(f"{name} {percent(by[name])}" for name in BASELINES)
-            + "."
+            + (f"; rows left out at random {percent(floors[precision])}." if precision in floors else ".")
         )
     easier = table[table["split"].isin(EASIER) & (table["regressor"] == "predictor")]
     shown = ", ".join(f"{r['split']} {r['precision']} {percent(r['mape'])}" for r in easier.to_dict("records"))
@@ -150,7 +154,11 @@ def findings(table: pd.DataFrame, source: dict[str, object]) -> list[str]:
 def report(lines: list[dict[str, object]], source: dict[str, object], options: str) -> None:
     """Writes the results; lines of other precisions and splits stay where the rows are the same."""
     done = {(line["precision"], line["split"]) for line in lines}
-    table = pd.DataFrame([*lines, *(x for x in earlier(source) if (x["precision"], x["split"]) not in done)])
+    stored = earlier(source)
+    if stored is None:
+        print("results of all rows are kept; --full replaces them")
+        return
+    table = pd.DataFrame([*lines, *(x for x in stored if (x["precision"], x["split"]) not in done)])
     place = table["split"].map(SPLITS.index)
     table = table.assign(place=place).sort_values(["place", "precision", "mape"]).drop(columns="place")
     table = table.reset_index(drop=True)

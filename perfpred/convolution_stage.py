@@ -26,8 +26,11 @@ _GEOMETRY: Final[Mapping[str, str]] = {
     "out_w": "q", "kernel_h": "r", "kernel_w": "s", "stride": "stride", "groups": "groups",
 }  # fmt: skip
 
-#: Kernels of other sizes, strides or epilogues are other kernels: they share no residuals.
-_STRATA: Final = ("kernel_h", "kernel_w", "stride", "added_tensors", "depthwise")
+#: Kernels of other sizes or strides are other kernels: how far times carry over is learned for each.
+_KIN: Final = ("kernel_h", "kernel_w", "stride", "depthwise")
+
+#: With other epilogues, they share that, but no residuals.
+_STRATA: Final = (*_KIN, "added_tensors")
 
 
 @dataclass(kw_only=True, eq=False)
@@ -39,10 +42,11 @@ class ConvolutionRegressor:
         blend: Learns the rest from all layers.
     """
 
-    kriging: Kriging = field(default_factory=lambda: Kriging(strata=_STRATA))
+    kriging: Kriging = field(default_factory=lambda: Kriging(strata=_STRATA, kin=_KIN))
     blend: Blend = field(
         default_factory=lambda: Blend(
-            members=(BoostedTrees(rounds=400, learning_rate=0.08, min_leaf=40), Perceptron(epochs=30))
+            members=(BoostedTrees(rounds=400, learning_rate=0.08, min_leaf=200), Perceptron(epochs=30)),
+            weights=(2.0, 1.0),
         )
     )
 

@@ -4,10 +4,10 @@ A table of layers is a grid: for a pair of widths never timed, the same size, ke
 widths. The process carries those times over. A regressor stacked on top needs the same columns for its training
 rows, without the row's own group in them: `left_out_` gives that, in closed form from the inverse covariance.
 
-The kernel is the sum of a smooth and a short-ranged Matern 3/2, each with a length for every column. Lengths,
-amplitudes and noise minimise the relative error of the left-out answers, by Adam on random parts of the strata. Rows
-of different strata (kernel size, stride, ...) share these numbers and nothing else, which keeps matrices small:
-O(n^3) for the n rows of a stratum.
+The kernel is a sum of Matern 3/2, from smooth to short-ranged, each with a length for every column. Lengths,
+variances and noise minimise the relative error of the left-out answers, by Adam on random parts of the strata: first
+for all strata together, then, from there, for those alike in some columns. Apart from that, strata (kernel size,
+stride, ...) share nothing, which keeps matrices small: O(n^3) for the n rows of a stratum.
 
 Sources: Rasmussen and Williams 2006, chapter 5 (gaussianprocess.org/gpml) for the process and leaving rows out;
 Ginsbourger and Schaerer 2021, arXiv 2101.03108, for leaving out groups.
@@ -16,6 +16,7 @@ Ginsbourger and Schaerer 2021, arXiv 2101.03108, for leaving out groups.
 from __future__ import annotations
 
 import json
+from collections.abc import Callable
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any, Final, NamedTuple
@@ -29,23 +30,23 @@ from perfpred.errors import FormatError, PredictorError
 from perfpred.regressors import relative_error_slope
 
 FORMAT: Final = "perfpred.kriging"
-VERSION: Final = 1
+VERSION: Final = 2
 
 Floats = NDArray[np.float32]
 Array = NDArray[np.float64]
 
-#: First lengths, in standard deviations of a column, of the smooth and of the short-ranged kernel.
-_FIRST_LENGTHS: Final = (5.0, 2.0)
+#: First lengths, in standard deviations of a column, of the kernels from smooth to short-ranged.
+_FIRST_LENGTHS: Final = (8.0, 4.0, 1.5)
 
-#: First variances: of both kernels and of the noise, of a target in logarithms.
-_FIRST_VARIANCES: Final = (1.0, 0.14, 0.09)
+#: First variances: of these kernels and of the noise, of a target in logarithms.
+_FIRST_VARIANCES: Final = (1.0, 0.3, 0.1, 0.09)
 
 #: Least variance of the noise; single precision needs some.
 _LEAST_NOISE: Final = 0.006
 
 
 class _Scales(NamedTuple):
-    """Numbers of the kernel: lengths of shape (2, columns), variances of shape (2,), variance of the noise."""
+    """Numbers of the kernels: lengths, shape (kernels, columns), variances, shape (kernels,), and the noise's."""
 
     lengths: Floats
     variances: Floats
@@ -54,11 +55,16 @@ class _Scales(NamedTuple):
     @classmethod
     def from_logarithms(cls, logs: Array) -> _Scales:
         values = np.exp(logs).astype(np.float32)
-        return cls(values[:-3].reshape(2, -1), values[-3:-1], float(values[-1]))
+        kernels = len(_FIRST_LENGTHS)
+        return cls(values[: -kernels - 1].reshape(kernels, -1), values[-kernels - 1 : -1], float(values[-1]))
+
+
+#: The gradient by the logarithms of scales, on rows at some positions.
+_SlopeOf = Callable[[NDArray[Any], _Scales], Array]
 
 
 class _Part(NamedTuple):
-    """One of the two kernels on some rows: scaled rows, exponential and covariance, with the variance in both."""
+    """One of the kernels on some rows: scaled rows, exponential and covariance, with the variance in both."""
 
     rows: Floats
     decay: Floats
@@ -71,7 +77,9 @@ class Kriging:
 
     Attributes:
         strata: Columns that split the rows; rows answer only for rows of the same (or nearest) stratum.
-        steps: Steps of the search for lengths and variances.
+        kin: Those of `strata` in which strata must agree to share lengths and variances.
+        steps: Steps of the search for lengths and variances, for all strata together.
+        refining: Further steps for each set of kin.
         rows: Rows drawn for a step.
         learning_rate: Largest step, in logarithms.
         smooth: Relative error at which the loss turns from quadratic to absolute.
@@ -79,8 +87,10 @@ class Kriging:
     """
 
     strata: tuple[str, ...] = ()
+    kin: tuple[str, ...] = ()
     steps: int = 100
-    rows: int = 1000
+    refining: int = 60
+    rows: int = 700
     learning_rate: float = 0.08
     smooth: float = 0.1
     seed: int = 0
@@ -102,38 +112,53 @@ class Kriging:
         self.level_ = float(np.median(target))
         standard = self._standardised(X)
         members = [np.flatnonzero(stratum.ravel() == s) for s in range(len(self.known_))]
-        self.scales_ = self._search(standard, target, group, members)
+
+        def slope(here: NDArray[Any], scales: _Scales) -> Array:
+            return _slope(standard[here], target[here] - self.level_, group[here], scales, self.smooth)
+
+        self.scales_ = self._searched(slope, members)
         self.left_out_ = np.empty(len(target))
         self.rows_, self.weights_ = [], []
-        for here in members:
+        for here, scales in zip(members, self.scales_, strict=True):
             centred = (target[here] - self.level_).astype(np.float32)
-            parts = _parts(standard[here], standard[here], self.scales_)
-            weights, inverse = _solved(_covariance(parts, self.scales_.noise), centred)
+            parts = _parts(standard[here], standard[here], scales)
+            weights, inverse = _solved(_covariance(parts, scales.noise), centred)
             left_out = _left_out(inverse, weights, _members(group[here]))
             self.left_out_[here] = target[here] - left_out
             self.rows_.append(standard[here])
             self.weights_.append(weights)
         return self
 
-    def _search(self, rows: Floats, target: Array, group: NDArray[Any], members: list[NDArray[Any]]) -> _Scales:
+    def _searched(self, slope: _SlopeOf, members: list[NDArray[Any]]) -> list[_Scales]:
+        """Return each stratum's scales, given the gradient on some rows and the rows of each stratum."""
+        columns = len(self.features_)
+        repeats = [columns] * len(_FIRST_LENGTHS) + [1] * len(_FIRST_VARIANCES)
+        first = np.log(np.repeat([*_FIRST_LENGTHS, *_FIRST_VARIANCES], repeats))
+        shared = self._descended(first, self.steps, slope, members)
+        alike = self.known_[:, [self.strata.index(name) for name in self.kin]]
+        family = np.unique(alike, axis=0, return_inverse=True)[1].ravel()
+        families = _members(family)
+        own = [self._descended(shared, self.refining, slope, [members[s] for s in kin]) for kin in families]
+        return [_Scales.from_logarithms(own[f]) for f in family]
+
+    def _descended(self, logs: Array, steps: int, slope: _SlopeOf, members: list[NDArray[Any]]) -> Array:
+        """Return the logarithms of scales after steps of Adam, each on some rows of the next stratum."""
         random = np.random.default_rng(self.seed)
-        width = rows.shape[1]
-        logs = np.log(np.repeat([*_FIRST_LENGTHS, *_FIRST_VARIANCES], [width, width, 1, 1, 1]))
+        order = np.concatenate([random.permutation(len(members)) for _ in range(-(-steps // len(members)))])
         mean, square = np.zeros_like(logs), np.zeros_like(logs)
-        order = np.concatenate([random.permutation(len(members)) for _ in range(-(-self.steps // len(members)))])
-        for step in range(self.steps):
+        lengths = len(logs) - len(_FIRST_VARIANCES)
+        for step in range(steps):
             here = members[order[step]]
             drawn = random.choice(here, min(self.rows, len(here)), replace=False)
-            scales = _Scales.from_logarithms(logs)
-            slope = _slope(rows[drawn], target[drawn] - self.level_, group[drawn], scales, self.smooth)
-            mean += 0.1 * (slope - mean)
-            square += 0.01 * (slope**2 - square)
-            rate = self.learning_rate * 0.5 * (1 + np.cos(np.pi * step / self.steps))
+            found = slope(drawn, _Scales.from_logarithms(logs))
+            mean += 0.1 * (found - mean)
+            square += 0.01 * (found**2 - square)
+            rate = self.learning_rate * 0.5 * (1 + np.cos(np.pi * step / steps))
             unbiased = mean / (1 - 0.9 ** (step + 1)) / (np.sqrt(square / (1 - 0.99 ** (step + 1))) + 1e-8)
             logs = logs - rate * unbiased
-            logs[:-3] = np.clip(logs[:-3], -2, 4)
+            logs[:lengths] = np.clip(logs[:lengths], -2, 5)
             logs[-1] = max(logs[-1], np.log(_LEAST_NOISE))
-        return _Scales.from_logarithms(logs)
+        return logs
 
     def _standardised(self, X: pd.DataFrame) -> Floats:
         missing = [name for name in (*self.features_, *self.strata) if name not in X.columns]
@@ -150,7 +175,7 @@ class Kriging:
         made = np.empty(len(X))
         for stratum in np.unique(nearest):
             here = np.flatnonzero(nearest == stratum)
-            parts = _parts(asked[here], self.rows_[stratum], self.scales_)
+            parts = _parts(asked[here], self.rows_[stratum], self.scales_[stratum])
             made[here] = self.level_ + _covariance(parts, 0.0) @ self.weights_[stratum]
         return made
 
@@ -164,8 +189,10 @@ class Kriging:
             path / "kriging.npz",
             allow_pickle=False,
             **{"mean": self.mean_, "spread": self.spread_, "known": self.known_, "level": np.array(self.level_)},
-            **{"lengths": self.scales_.lengths, "variances": self.scales_.variances},
-            **{"noise": np.array(self.scales_.noise), "sizes": np.array([len(w) for w in self.weights_])},
+            **{"lengths": np.stack([scales.lengths for scales in self.scales_])},
+            **{"variances": np.stack([scales.variances for scales in self.scales_])},
+            **{"noise": np.array([scales.noise for scales in self.scales_])},
+            **{"sizes": np.array([len(w) for w in self.weights_])},
             **{"rows": np.concatenate(self.rows_), "weights": np.concatenate(self.weights_)},
         )
 
@@ -183,12 +210,14 @@ class Kriging:
             raise FormatError(f"{path}: can't be read as {FORMAT} ({error}); save the predictor again") from error
         if (about.get("format"), about.get("version")) != (FORMAT, VERSION):
             raise FormatError(f"{path}: not {FORMAT} version {VERSION}; save the predictor with this perfpred")
-        loaded = cls(**{**about["params"], "strata": tuple(about["params"]["strata"])})
+        params = about["params"]
+        loaded = cls(**{**params, "strata": tuple(params["strata"]), "kin": tuple(params["kin"])})
         loaded.features_ = about["features"]
         with np.load(Path(folder) / "kriging.npz", allow_pickle=False) as stored:
             loaded.mean_, loaded.spread_, loaded.known_ = stored["mean"], stored["spread"], stored["known"]
             loaded.level_ = float(stored["level"])
-            loaded.scales_ = _Scales(stored["lengths"], stored["variances"], float(stored["noise"]))
+            found = zip(stored["lengths"], stored["variances"], stored["noise"], strict=True)
+            loaded.scales_ = [_Scales(lengths, variances, float(noise)) for lengths, variances, noise in found]
             ends = np.cumsum(stored["sizes"])[:-1]
             loaded.rows_ = np.split(stored["rows"], ends)
             loaded.weights_ = np.split(stored["weights"], ends)

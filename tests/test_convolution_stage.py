@@ -35,7 +35,7 @@ def test_new_pairs_of_widths_are_answered_and_survive_files(tmp_path: Path) -> N
     regressor = ConvolutionRegressor(
         blend=Blend(members=(BoostedTrees(rounds=30, learning_rate=0.2), Perceptron(hidden=(16,), epochs=5)))
     )
-    regressor.kriging.steps, regressor.kriging.rows = 20, 200
+    regressor.kriging.steps, regressor.kriging.refining, regressor.kriging.rows = 20, 5, 200
     answers = regressor.fit(X[~test], y[~test]).predict(X[test])
     assert np.abs(np.exp(answers - y[test]) - 1).mean() < 0.05
     regressor.save(tmp_path)

@@ -13,7 +13,7 @@ from perfpred import kriging
 from perfpred.errors import FormatError, PredictorError
 from perfpred.kriging import Kriging
 
-KRIGING = Kriging(strata=("kernel",), steps=30, rows=100)
+KRIGING = Kriging(strata=("kernel",), kin=("kernel",), steps=30, refining=10, rows=100)
 
 
 def table(seed: int = 0) -> tuple[pd.DataFrame, np.ndarray, np.ndarray]:
@@ -33,10 +33,11 @@ def test_left_out_answers_are_those_of_a_process_without_the_group() -> None:
     for stratum, kernel in enumerate((1.0, 3.0)):
         here = (X["kernel"] == kernel).to_numpy()
         rows, own = fitted.rows_[stratum].astype(float), group[here] == 3
-        others = kriging._parts(rows[~own], rows[~own], fitted.scales_)
-        covariance = kriging._covariance(others, fitted.scales_.noise)
+        scales = fitted.scales_[stratum]
+        others = kriging._parts(rows[~own], rows[~own], scales)
+        covariance = kriging._covariance(others, scales.noise)
         weights = np.linalg.solve(covariance, y[here][~own] - fitted.level_)
-        across = kriging._covariance(kriging._parts(rows[own], rows[~own], fitted.scales_), 0.0)
+        across = kriging._covariance(kriging._parts(rows[own], rows[~own], scales), 0.0)
         np.testing.assert_allclose(fitted.left_out_[here][own], fitted.level_ + across @ weights, atol=2e-3)
 
 
@@ -53,11 +54,18 @@ def test_kernels_never_seen_take_the_nearest_stratum() -> None:
     np.testing.assert_array_equal(fitted.predict(X.assign(kernel=9.0)), fitted.predict(X.assign(kernel=3.0)))
 
 
+def test_kin_share_scales_and_others_have_their_own() -> None:
+    X, y, group = table()
+    apart, together = replace(KRIGING).fit(X, y, group), replace(KRIGING, kin=()).fit(X, y, group)
+    assert not np.array_equal(apart.scales_[0].lengths, apart.scales_[1].lengths)
+    np.testing.assert_array_equal(together.scales_[0].lengths, together.scales_[1].lengths)
+
+
 def test_slopes_are_the_derivative_of_the_left_out_error() -> None:
     random = np.random.default_rng(0)
     rows = random.normal(size=(60, 3)).astype(np.float32)
     y, labels = np.sin(rows[:, 0]) + random.normal(0, 0.1, 60), random.integers(0, 9, 60)
-    logs = np.log([2.7, 2.7, 2.7, 1.6, 1.6, 1.6, 1.0, 0.4, 0.14])
+    logs = np.log([2.7, 2.7, 2.7, 1.6, 1.6, 1.6, 0.8, 0.8, 0.8, 1.0, 0.4, 0.1, 0.14])
 
     def loss(logs: np.ndarray) -> float:
         scales = kriging._Scales.from_logarithms(logs)
