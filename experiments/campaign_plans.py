@@ -119,7 +119,7 @@ def cpu_units(network: CorpusNetwork, flops: float) -> Iterator[Unit]:
     name = network.name
     if flops < CPU_LONGEST_FLOPS:
         yield Unit(network=name, precision="fp32", target="cpu", layers=True)
-        if draw(name, "cpu-off") < 0.15:
+        if network.lineage != PROBE and draw(name, "cpu-off") < 0.15:
             yield Unit(network=name, precision="fp32", target="cpu", optimisation="off")
         if draw(name, "int8") < (1.0 if network.lineage == PROBE else 0.15):
             yield Unit(network=name, precision="int8", target="cpu")
