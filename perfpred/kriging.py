@@ -89,8 +89,8 @@ class Kriging:
     strata: tuple[str, ...] = ()
     kin: tuple[str, ...] = ()
     steps: int = 100
-    refining: int = 60
-    rows: int = 700
+    refining: int = 100
+    rows: int = 600
     learning_rate: float = 0.08
     smooth: float = 0.1
     seed: int = 0
