@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Collection, Iterable, Sequence
 from dataclasses import dataclass
 from heapq import heapify, heappop, heappush
@@ -140,27 +141,30 @@ def absorb_units(graph: Graph, units: list[Unit], rule: Absorb) -> list[Unit]:
 def sibling_units(graph: Graph, units: list[Unit], rule: Siblings) -> list[Unit]:
     """Units after those with equal heads on the same single input became one."""
     word = compile_word(rule.pattern)
-    first_of: dict[tuple[int | str, Labels], Unit] = {}
-    kept: list[Unit] = []
-    merged = False
-    for unit in units:
+    alike: dict[tuple[str, Labels], list[int]] = {}
+    for u, unit in enumerate(units):
         head = min(unit.members)
         if word.matches(graph.labels[head]):
             inside = set(unit.members)
             sources = {p for m in unit.members for p in graph.producers[m]} - inside
-            node = graph.nodes[head]
             outside = {t.name for m in unit.members for t in graph.nodes[m].activations}
             outside -= {t.name for m in unit.members for t in graph.nodes[m].outputs}
             if len(sources) <= 1 and len(outside) == 1:
-                key = (node.activations[0].name, graph.labels[head])
-                twin = first_of.setdefault(key, unit)
-                if twin is not unit:
-                    twin.members.extend(unit.members)
-                    twin.rule = rule.name
-                    merged = True
-                    continue
-        kept.append(unit)
-    return _ordered(graph, kept) if merged else kept
+                alike.setdefault((graph.nodes[head].activations[0].name, graph.labels[head]), []).append(u)
+    gone: set[int] = set()
+    for first, *others in alike.values():
+        twins = [units[u] for u in (first, *others)]
+        if others and (not rule.whole or _are_whole(graph, [min(twin.members) for twin in twins])):
+            units[first].members.extend(m for u in others for m in units[u].members)
+            units[first].rule = rule.name
+            gone.update(others)
+    return _ordered(graph, [unit for u, unit in enumerate(units) if u not in gone]) if gone else units
+
+
+def _are_whole(graph: Graph, nodes: Sequence[int]) -> bool:
+    """Whether the results of nodes that read one tensor are as large as it, all together."""
+    parts = sum(math.prod(graph.nodes[n].outputs[0].shape) for n in nodes)
+    return parts == math.prod(graph.nodes[nodes[0]].activations[0].shape)
 
 
 def region_units(graph: Graph, units: list[Unit], rule: Region) -> list[Unit]:

@@ -36,11 +36,19 @@ class Chain:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Siblings:
-    """Horizontal fusion of groups whose first node matches `pattern`, reads one activation, the same for all."""
+    """Horizontal fusion of groups whose first node matches `pattern`, reads one activation, the same for all.
+
+    Attributes:
+        name: Name of the rule.
+        pattern: Alternatives in the words of `Chain.pattern`, without quantifiers.
+        source: Where the rule is documented or how it was observed.
+        whole: Whether they join only where their results together are as large as what they read.
+    """
 
     name: str
     pattern: str
     source: str
+    whole: bool = False
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

@@ -130,7 +130,7 @@ ONNXRUNTIME: Final = RuleSet(
         Chain(name="reshapes", pattern="reshape reshape*", source=_ORT_CPU),
         *_ORT_SPELLED_OUT,
         *_ORT_SHARED,
-        Siblings(name="slices-to-split", pattern="slice", source=_ORT_CPU),
+        Siblings(name="slices-to-split", pattern="slice", source=_ORT_CPU, whole=True),
     ),
     free=("nothing",),
 )
@@ -143,7 +143,7 @@ ONNXRUNTIME_CUDA: Final = RuleSet(
         Chain(name="bias-softmax", pattern="badd|add|bias softmax", source=_ORT_CUDA),
         *_ORT_SPELLED_OUT,
         *_ORT_SHARED,
-        Siblings(name="slices-to-split", pattern="slice", source=_ORT_CUDA),
+        Siblings(name="slices-to-split", pattern="slice", source=_ORT_CUDA, whole=True),
     ),
 )
 

@@ -235,6 +235,13 @@ def test_rule(rules: str, rule: str, graph: str, group: str) -> None:
     assert fused(network(graph), rules).get(group) == rule
 
 
+def test_slices_that_overlap_stay_apart() -> None:
+    """Ranges that are no split of the axis are copied one by one."""
+    net = network(f"x in {ROWS}\na Slice x -> 1,16,64\nb Slice x -> 1,8,64\nc Concat a b -> 1,24,64")
+    for rules in ("onnxruntime", "onnxruntime-cuda"):
+        assert "a b" not in fused(net, rules)
+
+
 def test_every_rule_has_a_case() -> None:
     shown = {rule for _, rule, _, _ in CASES} | {"dequantise"}
     assert {rule.name for name in rule_sets() for rule in rule_set_named(name).rules} <= shown
