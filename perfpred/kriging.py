@@ -234,15 +234,22 @@ def _parts(left: Floats, right: Floats, scales: _Scales) -> list[_Part]:
     parts = []
     for lengths, variance in zip(scales.lengths, scales.variances, strict=True):
         a, b = left / lengths, right / lengths
-        distance = (a * a).sum(axis=1)[:, None] + (b * b).sum(axis=1) - 2 * (a @ b.T)
-        distance = np.sqrt(3 * np.maximum(distance, 0))
-        decay = variance * np.exp(-distance)
-        parts.append(_Part(a, decay, (1 + distance) * decay))
+        distance = (-6 * a) @ b.T
+        distance += 3 * (a * a).sum(axis=1)[:, None]
+        distance += 3 * (b * b).sum(axis=1)
+        np.sqrt(np.maximum(distance, 0, out=distance), out=distance)
+        decay = np.exp(-distance)
+        decay *= variance
+        distance += 1
+        distance *= decay
+        parts.append(_Part(a, decay, distance))
     return parts
 
 
 def _covariance(parts: list[_Part], noise: float) -> Floats:
-    total: Floats = np.sum([part.covariance for part in parts], axis=0)
+    total = parts[0].covariance.copy()
+    for part in parts[1:]:
+        total += part.covariance
     if noise:
         total[np.diag_indices(len(total))] += noise
     return total
@@ -250,12 +257,14 @@ def _covariance(parts: list[_Part], noise: float) -> Floats:
 
 def _solved(covariance: Floats, target: Floats) -> tuple[Floats, Floats]:
     """Return the inverse covariance times the target, and the inverse."""
-    factor, failed = lapack.spotrf(covariance, lower=1)
+    factor, failed = lapack.spotrf(covariance.T, lower=1)
     if failed:
         raise PredictorError("the covariance of the rows is singular; look for values that aren't finite")
     weights, _ = lapack.spotrs(factor, target, lower=1)
     inverse, _ = lapack.spotri(factor, lower=1)
-    return weights, np.tril(inverse) + np.tril(inverse, -1).T
+    whole = inverse + inverse.T  # above the diagonal, the inverse is zero as the factor was
+    whole[np.diag_indices(len(whole))] /= 2
+    return weights, whole
 
 
 def _left_out(inverse: Floats, weights: Floats, groups: list[NDArray[Any]]) -> Array:
@@ -278,14 +287,14 @@ def _slope(rows: Floats, target: Array, labels: NDArray[Any], scales: _Scales, s
     left = _left_out(inverse, weights, groups)
     slope_by_left = -relative_error_slope(-left, smooth)[0] / len(left)
     pulled = _left_out(inverse, slope_by_left.astype(np.float32), groups).astype(np.float32)
-    blocks = np.empty_like(inverse)
-    for own in groups:
-        blocks[:, own] = np.outer(inverse[:, own] @ pulled[own], left[own])
-    by_covariance = blocks @ inverse - np.outer(inverse @ pulled, weights)
+    own = (labels[:, None] == np.unique(labels)).astype(np.float32)
+    towards = inverse @ (own * pulled[:, None])
+    by_covariance = towards @ ((own * left[:, None].astype(np.float32)).T @ inverse)
+    by_covariance -= np.outer(towards.sum(axis=1), weights)
     by_covariance = (by_covariance + by_covariance.T) / 2
     slopes: list[NDArray[Any]] = []
     for part in parts:
-        pairs = 3 * by_covariance * part.decay
-        slopes.append(2 * (part.rows * (part.rows * pairs.sum(axis=1)[:, None] - pairs @ part.rows)).sum(axis=0))
-    variances = [float((by_covariance * part.covariance).sum()) for part in parts]
+        pairs = by_covariance * part.decay
+        slopes.append(6 * (part.rows * (part.rows * pairs.sum(axis=1)[:, None] - pairs @ part.rows)).sum(axis=0))
+    variances = [float(np.vdot(by_covariance, part.covariance)) for part in parts]
     return np.concatenate([*slopes, [*variances, float(np.trace(by_covariance)) * scales.noise]]).astype(float)
