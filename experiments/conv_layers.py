@@ -7,9 +7,10 @@ Single layers on a V100 (tensorrt_v100_conv_layers.csv.xz), each precision apart
 pair, unseen Cin and unseen Cout. Two easier splits, one fold each, are upper bounds and no evidence: `size` leaves
 out (Cin, Cout, input size) triples, `random` rows, so that neighbours of every test row were trained on; what they
 leave is mostly the table's own noise, as no layer was timed twice. `predictor` is `ConvolutionRegressor`; its parts
-stand beside it. Baselines, fitted on the same rows: roofline times one scale, and affine roofline. One row in `SHARE`
-is taken, with a fixed seed; `--full` takes all, for an hour. A run of some precisions or splits replaces their lines in
-the results and keeps the others, if these were made of the same rows; results of all rows give way only to `--full`.
+stand beside it; its settings were chosen on other folds (unseen pair, fp16, another seed). Baselines, fitted on the
+same rows: roofline times one scale, and affine roofline. One row in `SHARE` is taken, with a fixed seed; `--full` takes
+all, for an hour of a core. A run of some precisions or splits replaces their lines in the results and keeps the others,
+if these were made of the same rows; results of all rows give way only to `--full`.
 """
 
 from __future__ import annotations
