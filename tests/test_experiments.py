@@ -249,6 +249,8 @@ def test_convolution_results_follow_the_lines(results: Path, monkeypatch: pytest
     text = (results / "conv_layers.md").read_text()
     assert "Unseen pair" not in text  # It was made of other rows.
     assert "conv_layers.py --full" in text
+    conv.report(lines("cin", 0.5), source, "")
+    assert (results / "conv_layers.md").read_text() == text  # A sample replaces no results of all rows.
 
 
 def _scale(module: ModuleType, factor: float) -> list[str]:
