@@ -162,7 +162,9 @@ def import_(
 
 
 def report(
-    paths: Annotated[list[Path], typer.Argument(help="Datasets, predictors, evaluations, folders of results or ONNX files.")],
+    paths: Annotated[
+        list[Path], typer.Argument(help="Datasets, predictors, evaluations, folders of results or ONNX files.")
+    ],
     file: Annotated[Path, typer.Option("--out", help="HTML file to write.")] = Path("report.html"),
     device: Annotated[list[str] | None, typer.Option("--device", help="Devices for ONNX files.")] = None,
 ) -> None:

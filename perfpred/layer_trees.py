@@ -2,13 +2,16 @@
 
 The trees give each layer a factor on a physical time. Where a profiled pass timed the layers, their times are the
 target; every engine, profiled or not, adds that the times of its layers sum to its latency: the gradient of the
-engine's error reaches each layer through its share of the sum.
+engine's error reaches each layer through its share of the sum. Members that see other samples of rows and features
+disagree most where a layer is least like those they learned from.
 """
 
 from __future__ import annotations
 
+import gzip
 import hashlib
-from dataclasses import dataclass
+from collections.abc import Sequence
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, Final
 
@@ -23,10 +26,12 @@ from perfpred.features import LAYER_COLUMNS, layer_features, without_groups
 Array = np.ndarray
 
 _SETTINGS: Final[dict[str, Any]] = {
-    "eta": 0.065, "max_depth": 0, "max_leaves": 300, "grow_policy": "lossguide", "min_child_weight": 0.1,
+    "eta": 0.1, "max_depth": 0, "max_leaves": 300, "grow_policy": "lossguide", "min_child_weight": 0.1,
     "subsample": 0.8, "colsample_bytree": 0.4, "lambda": 0.02, "tree_method": "hist", "max_bin": 64,
     "base_score": 0.0, "nthread": 1,
 }  # fmt: skip
+#: File of each member.
+_FILE: Final = "layer-{}.ubj.gz"
 #: Log residuals beyond this count linearly, those of single layers beyond its double.
 _ROBUST: Final = 0.15
 #: Weight of an engine's timed layers together, in engines.
@@ -66,14 +71,16 @@ class LayerTrees:
 
     Attributes:
         drop: Feature groups left out.
-        rounds: Number of trees.
+        rounds: Trees of each member.
+        members: Boosters whose mean answers.
         seed: Of the rows and columns each tree sees.
     """
 
     drop: tuple[str, ...] = ()
     rounds: int = 300
+    members: int = 2
     seed: int = 0
-    booster_: xgb.Booster | None = None
+    boosters_: list[xgb.Booster] = field(default_factory=list)
 
     def fit(self, layers: pd.DataFrame, targets: LayerTargets) -> LayerTrees:
         """Fits on the layers of measured engines.
@@ -85,44 +92,57 @@ class LayerTrees:
         index, first = distinct(layers)
         problem = _Problem(index, first, targets)
         data = xgb.DMatrix(self._features(layers.iloc[first]), base_margin=np.zeros(len(first)))
-        settings = {**_SETTINGS, "seed": self.seed}
-        self.booster_ = xgb.train(settings, data, self.rounds, obj=lambda margin, _: problem.slopes(margin))
+        self.boosters_ = [
+            xgb.train(
+                {**_SETTINGS, "seed": self.seed * self.members + member},
+                data,
+                self.rounds,
+                obj=lambda margin, _: problem.slopes(margin),
+            )
+            for member in range(self.members)
+        ]
         return self
 
-    def factor(self, layers: pd.DataFrame) -> Array:
-        """Factor on the physical time of each layer; shape (n_layers,)."""
-        assert self.booster_ is not None
+    def factor(self, layers: pd.DataFrame) -> tuple[Array, Array]:
+        """Factor on the physical time of each layer, and how far the members' logarithms lie apart; shape (n_layers,)."""
         index, first = distinct(layers)
         data = xgb.DMatrix(self._features(layers.iloc[first]), base_margin=np.zeros(len(first)))
-        margin = self.booster_.predict(data, output_margin=True).astype(float)
-        made: Array = np.exp(np.clip(margin, -_FARTHEST, _FARTHEST))[index]
-        return made
+        margins = np.array([booster.predict(data, output_margin=True) for booster in self.boosters_], float)
+        margin = np.clip(margins.mean(axis=0), -_FARTHEST, _FARTHEST)
+        return np.exp(margin)[index], margins.std(axis=0)[index]
 
     def _features(self, layers: pd.DataFrame) -> pd.DataFrame:
         return without_groups(layer_features(layers), self.drop).astype(np.float32)
 
-    def save(self, path: Path) -> str:
-        """Writes the trees in XGBoost's own format; returns the file's SHA-256."""
-        assert self.booster_ is not None
-        self.booster_.save_model(path)
-        return hashlib.sha256(path.read_bytes()).hexdigest()
+    def save(self, folder: Path) -> list[str]:
+        """Writes each member in XGBoost's own format, compressed; returns the SHA-256 of each file."""
+        digests = []
+        for member, booster in enumerate(self.boosters_):
+            content = gzip.compress(bytes(booster.save_raw("ubj")), mtime=0)
+            (folder / _FILE.format(member)).write_bytes(content)
+            digests.append(hashlib.sha256(content).hexdigest())
+        return digests
 
     @classmethod
-    def load(cls, path: Path, drop: tuple[str, ...], digest: str) -> LayerTrees:
+    def load(cls, folder: Path, drop: tuple[str, ...], digests: Sequence[str]) -> LayerTrees:
         """Reads what `save` wrote.
 
         Raises:
-            FormatError: The file is missing or another.
+            FormatError: A file is missing or another.
         """
-        if not path.exists():
-            raise FormatError(f"{path}: is missing; copy the whole predictor folder, or train it again")
-        content = path.read_bytes()
-        # XGBoost reads some damaged files beyond their end and takes the process with it.
-        if hashlib.sha256(content).hexdigest() != digest:
-            raise FormatError(f"{path}: is damaged; copy the predictor again, or train it again")
-        booster = xgb.Booster()
-        booster.load_model(bytearray(content))
-        return cls(drop=drop, booster_=booster)
+        boosters = []
+        for member, digest in enumerate(digests):
+            path = folder / _FILE.format(member)
+            if not path.exists():
+                raise FormatError(f"{path}: is missing; copy the whole predictor folder, or train it again")
+            content = path.read_bytes()
+            # XGBoost reads some damaged files beyond their end and takes the process with it.
+            if hashlib.sha256(content).hexdigest() != digest:
+                raise FormatError(f"{path}: is damaged; copy the predictor again, or train it again")
+            booster = xgb.Booster()
+            booster.load_model(bytearray(gzip.decompress(content)))
+            boosters.append(booster)
+        return cls(drop=drop, members=len(boosters), boosters_=boosters)
 
 
 def distinct(layers: pd.DataFrame) -> tuple[Array, Array]:

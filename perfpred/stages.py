@@ -23,9 +23,11 @@ from perfpred.layer_trees import LayerTargets, LayerTrees
 
 #: Latency kind of rows that time one layer alone.
 LAYER_KIND: Final = "layer"
-_TREES_FILE: Final = "layer.ubj"
 #: Fewest timed layers that trees are fitted on: on less, they follow single networks.
 _FEWEST_LAYERS: Final = 2000
+#: Error of trees for each unit their members lie apart, over the error of physics alone, and the least they lie apart:
+#: both seen on lineages held out.
+_ERROR_OF_TREES, _LEAST_APART = 22.0, 0.01
 #: Engines that settle the coefficients of the physics where trees follow it.
 _PHYSICS_ENGINES: Final = 1500
 
@@ -93,13 +95,20 @@ class Stages:
         return engine_features(instances, self.layer_times(instances))
 
     def spread(self, engines: pd.DataFrame, instances: pd.DataFrame) -> np.ndarray:
-        """Expected relative error of each latency, near 1 whatever the stages: folds of one predictor may differ in them.
+        """Expected error of each latency, over what physics alone is off by: folds of one predictor may differ in stages.
 
         Shape (n_engines,).
         """
-        if self.physics_ is None or self.trees_ is not None:
+        if self.physics_ is None:
             return np.ones(len(engines))
-        return self.physics_.spread(instances, engines)
+        if self.trees_ is None:
+            return self.physics_.spread(instances, engines)
+        factor, apart = self.trees_.factor(instances)
+        time = self.physics_.layer_times(instances) * factor
+        row, n = instances["row"].to_numpy(int), len(engines)
+        mean = np.bincount(row, time * apart, n) / np.bincount(row, time, n)
+        made: np.ndarray = _ERROR_OF_TREES * np.hypot(_LEAST_APART, mean)
+        return made
 
     def similarity(self, engines: pd.DataFrame, instances: pd.DataFrame) -> np.ndarray:
         """Standardised features in which near engines err alike; shape (n_engines, n_features)."""
@@ -112,7 +121,7 @@ class Stages:
         if self.physics_ is None:
             return self._convolutions(instances)
         made = self.physics_.layer_times(instances)
-        return made if self.trees_ is None else made * self.trees_.factor(instances)
+        return made if self.trees_ is None else made * self.trees_.factor(instances)[0]
 
     def _convolutions(self, instances: pd.DataFrame) -> np.ndarray:
         if self.convolutions_ is None:
@@ -149,7 +158,7 @@ class Stages:
         return {
             "trees": self.trees,
             "physics": self.physics_.to_dict() if self.physics_ else None,
-            "layer_trees": self.trees_.save(folder / _TREES_FILE) if self.trees_ else None,
+            "layer_trees": self.trees_.save(folder) if self.trees_ else None,
             "convolutions": self.convolutions_.save(folder) if self.convolutions_ else None,
         }
 
@@ -160,9 +169,7 @@ class Stages:
             drop=drop,
             trees=facts["trees"],
             physics_=EngineStage.from_dict(facts["physics"]) if facts["physics"] else None,
-            trees_=LayerTrees.load(folder / _TREES_FILE, tuple(drop), facts["layer_trees"])
-            if facts["layer_trees"]
-            else None,
+            trees_=LayerTrees.load(folder, tuple(drop), facts["layer_trees"]) if facts["layer_trees"] else None,
             convolutions_=ConvolutionStage.load(folder, facts["convolutions"]) if facts["convolutions"] else None,
         )
 

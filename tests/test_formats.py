@@ -102,14 +102,14 @@ def test_predictor_folders_survive_no_cut(tmp_path: Path, monkeypatch: pytest.Mo
         with pytest.raises(FormatError, match="train the predictor again"):
             LatencyPredictor.load(tmp_path / "p")
     manifest.write_text(json.dumps(content))
-    trees = tmp_path / "p" / "layer.ubj"
+    trees = tmp_path / "p" / "layer-1.ubj.gz"
     whole = trees.read_bytes()
     for damaged in (b"", whole[:1], whole[: len(whole) // 2], whole[:-1], bytes(len(whole))):
         trees.write_bytes(damaged)
-        with pytest.raises(FormatError, match=r"layer.ubj: is damaged"):
+        with pytest.raises(FormatError, match=r"layer-1.ubj.gz: is damaged"):
             LatencyPredictor.load(tmp_path / "p")
     trees.unlink()
-    with pytest.raises(FormatError, match=r"layer.ubj: is missing"):
+    with pytest.raises(FormatError, match=r"layer-1.ubj.gz: is missing"):
         LatencyPredictor.load(tmp_path / "p")
 
 

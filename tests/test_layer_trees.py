@@ -58,7 +58,7 @@ def test_factors_come_from_layers_and_from_totals(tmp_path: Path) -> None:
     layers, targets = _measured(150, seed=0)
     trees = LayerTrees(rounds=120).fit(layers, targets)
     asked, truth = _measured(40, seed=1)
-    factor = trees.factor(asked)
+    factor, apart = trees.factor(asked)
     law = _law(asked)
     for kind in (3, 1):
         alike = np.isclose(law, _FACTOR[kind])
@@ -67,13 +67,15 @@ def test_factors_come_from_layers_and_from_totals(tmp_path: Path) -> None:
     assert np.median(factor[np.isclose(law, _FACTOR["depthwise"])]) == pytest.approx(9.0, rel=0.4)
     made = np.bincount(truth.row, truth.base_s * factor) + truth.added_s
     assert np.median(np.abs(made / truth.latency_s - 1)) < 0.1
-    digest = trees.save(tmp_path / "layer.ubj")
-    np.testing.assert_array_equal(LayerTrees.load(tmp_path / "layer.ubj", (), digest).factor(asked), factor)
+    # Members agree best on what was timed itself.
+    assert apart[np.isclose(law, _FACTOR[3])].mean() < apart[np.isclose(law, _FACTOR["depthwise"])].mean()
+    digests = trees.save(tmp_path)
+    np.testing.assert_array_equal(LayerTrees.load(tmp_path, (), digests).factor(asked), (factor, apart))
 
 
 def test_the_same_seed_gives_the_same_trees() -> None:
     layers, targets = _measured(20, seed=0)
-    first, again, other = (LayerTrees(rounds=5, seed=s).fit(layers, targets).factor(layers) for s in (3, 3, 4))
+    first, again, other = (LayerTrees(rounds=5, seed=s).fit(layers, targets).factor(layers)[0] for s in (3, 3, 4))
     np.testing.assert_array_equal(first, again)
     assert (first != other).any()
 
@@ -82,7 +84,7 @@ def test_layer_times_taken_under_other_conditions_are_left_out() -> None:
     layers, targets = _measured(20, seed=0)
     odd = LayerTargets(**{**vars(targets), "layer_s": targets.layer_s * 10})
     none = LayerTargets(**{**vars(targets), "layer_s": np.full(len(layers), np.nan)})
-    made = [LayerTrees(rounds=5).fit(layers, t).factor(layers) for t in (odd, none)]
+    made = [LayerTrees(rounds=5).fit(layers, t).factor(layers)[0] for t in (odd, none)]
     np.testing.assert_array_equal(*made)
 
 
@@ -98,4 +100,4 @@ def test_distinct_layers_keep_what_features_see() -> None:
 
 def test_a_missing_file_is_one_line(tmp_path: Path) -> None:
     with pytest.raises(FormatError, match="is missing; copy the whole predictor folder"):
-        LayerTrees.load(tmp_path / "layer.ubj", (), "")
+        LayerTrees.load(tmp_path, (), [""])
