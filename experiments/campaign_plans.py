@@ -17,11 +17,10 @@ from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
-from perfpred.corpus import Corpus, CorpusNetwork
+from perfpred.corpus import PROBE, Corpus, CorpusNetwork
 from perfpred.cost import network_cost
 from perfpred.errors import PerfpredError
 from perfpred.network import load_network
-from perfpred.scores import PROBE
 from perfpred.unit import Plan, Unit
 
 ROOT = Path(__file__).resolve().parent.parent / "datasets"

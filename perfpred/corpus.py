@@ -30,17 +30,17 @@ GRAPH_SUFFIX = ".onnx.zst"
 TEST_SHARE = 0.2
 # The first number from 0 that sets aside 6 or 7 of the 33 lineages of real networks; chosen before any was measured.
 _SPLIT_SALT = 5
-#: Lineages that only serve training: no network anyone runs is like them.
-TRAINING_LINEAGES = frozenset({"probe"})
+#: Lineage of single layers at drawn sizes: predictors learn from them, but they are no networks to be judged on.
+PROBE = "probe"
 _FILTERS = ("family", "lineage", "split", "collection", "source")
 
 
 def split_of(lineage: str) -> str:
     """Return `test` for the fifth of lineages set aside by the hash of their name, `dev` for the others.
 
-    Test lineages are scored once per release and never used for selection. `TRAINING_LINEAGES` are always `dev`.
+    Test lineages are scored once per release and never used for selection. Probes are always `dev`.
     """
-    if lineage in TRAINING_LINEAGES:
+    if lineage == PROBE:
         return "dev"
     digest = hashlib.sha256(f"{_SPLIT_SALT}: {lineage}".encode()).digest()
     return "test" if int.from_bytes(digest[:8], "big") < TEST_SHARE * 2**64 else "dev"
@@ -194,7 +194,7 @@ class Corpus:
     def sample(self, count: int) -> tuple[CorpusNetwork, ...]:
         """Return `count` networks, taking lineages in turn and within each the next one by hash; probes left out."""
         groups: dict[str, list[CorpusNetwork]] = {}
-        networks = (network for network in self.networks if network.lineage not in TRAINING_LINEAGES)
+        networks = (network for network in self.networks if network.lineage != PROBE)
         for network in sorted(networks, key=lambda n: hashlib.sha256(n.name.encode()).hexdigest()):
             groups.setdefault(network.lineage, []).append(network)
         rounds = [(turn, lineage, network) for lineage, group in groups.items() for turn, network in enumerate(group)]

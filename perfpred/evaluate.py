@@ -151,8 +151,8 @@ def _described(engines: pd.DataFrame, every: Sequence[Split], answers: Sequence[
 def baseline_columns(rows: Dataset, every: Sequence[Split], names: Sequence[str]) -> dict[str, np.ndarray]:
     """Baselines of the tested rows, fitted on each split's training rows, seconds.
 
-    Calibrated within `GRANULARITY`, the pure bounds not at all; probes, which would lead them astray, are left out. Levels are `node`, what a network says by itself,
-    and `fused`, what knowing the optimiser's layers adds.
+    Calibrated within `GRANULARITY`, the pure bounds not at all; probes, which would lead them astray, are left out.
+    Levels are `node`, what a network says by itself, and `fused`, what knowing the optimiser's layers adds.
     """
     made: dict[str, np.ndarray] = {}
     latency_s = rows.engines["latency_s"].to_numpy(float)

@@ -9,6 +9,7 @@ from typing import Any, Final
 import numpy as np
 import pandas as pd
 
+from perfpred.corpus import PROBE
 from perfpred.errors import DatasetError
 
 #: Within one of these the order of networks means something: everything but the network and its batch is equal.
@@ -18,8 +19,6 @@ BUILD_KEY: Final = (
     "network_id", "runtime", "device", "mode", "sm_count", "precision", "typing", "optimisation", "batch_size",
     "input_shape", "latency_kind", "lab",
 )  # fmt: skip
-#: Lineage of single layers at drawn sizes: predictors learn from them, but they are no networks to be judged on.
-PROBE: Final = "probe"
 #: Mean absolute value of a standard normal variable: turns a standard deviation into a MAPE.
 _MEAN_OF_NORMAL: Final = float(np.sqrt(2 / np.pi))
 _MOST_RANKED: Final = 1500

@@ -17,10 +17,11 @@ from joblib import Parallel, delayed
 
 from perfpred.calibration import Residuals
 from perfpred.contrast import Contrast
+from perfpred.corpus import PROBE
 from perfpred.dataset import Dataset
 from perfpred.errors import DatasetError, UsageError
 from perfpred.instances import device_of, layer_instances
-from perfpred.scores import PROBE, concordant
+from perfpred.scores import concordant
 from perfpred.shots import Shots
 from perfpred.splits import Split, networks, scorable, splits, subset
 

@@ -12,11 +12,12 @@ import pandas as pd
 import pytest
 from made import dataset
 
+from perfpred.corpus import PROBE
 from perfpred.dataset import Dataset, concat, engine_frame
 from perfpred.errors import DatasetError, UsageError
 from perfpred.evaluate import evaluate, nearest_columns, out_of_sample, unfitted
 from perfpred.predictor import LatencyPredictor
-from perfpred.scores import PROBE, concordant, error_ratio, noise_floor, score
+from perfpred.scores import concordant, error_ratio, noise_floor, score
 from perfpred.splits import deal, scorable, splits, subset
 
 
