@@ -249,6 +249,14 @@ def _conform(frame: pd.DataFrame, name: str) -> pd.DataFrame:
     return pd.DataFrame(made).reset_index(drop=True)
 
 
+#: Layers repeat from engine to engine over long distances: whole columns in one page compress best, and without
+#: dictionaries.
+_STORAGE: Final[Mapping[str, Any]] = {
+    "compression": "zstd", "compression_level": 12, "use_dictionary": False, "data_page_size": 1 << 26,
+    "row_group_size": 1 << 23,
+}  # fmt: skip
+
+
 def _header(name: str) -> dict[bytes, bytes]:
     return {b"format": f"perfpred.{name}".encode(), b"version": str(VERSION).encode()}
 
@@ -257,7 +265,7 @@ def _write_table(path: Path, name: str, frame: pd.DataFrame) -> None:
     table = pa.Table.from_pandas(_conform(frame, name), schema=SCHEMAS[name], preserve_index=False)
     table = table.replace_schema_metadata({**(table.schema.metadata or {}), **_header(name)})
     partial = path.with_suffix(".partial")
-    pq.write_table(table, partial, compression="zstd", compression_level=15)
+    pq.write_table(table, partial, **_STORAGE)
     os.replace(partial, path)
 
 
