@@ -188,7 +188,10 @@ def held_out_residuals(
     made = Residuals().fit(engines, residual, spread=spread)
     device = engines["device"].to_numpy(str)
     if len(np.unique(device)) >= _FEWEST_DEVICES:
-        apart = [(np.flatnonzero(device != one), np.flatnonzero((device == one) & ~probe)) for one in np.unique(device)]
+        apart = [
+            (np.flatnonzero(device != one), np.flatnonzero((device == one) & ~probe))
+            for one in np.unique(device[judged])
+        ]
         residual, spread = _held_out(new_stages, engines, instances, times, apart)
         made.fit(engines, residual, spread=spread, groups=device, unseen_device=True)
     return made

@@ -73,13 +73,13 @@ class LatencyPredictor:
         """
         engines = _learnable(dataset)
         runtimes = sorted(engines["runtime"].dropna().unique())
-        if len(engines) < 4:
-            raise DatasetError(f"{len(engines)} measured engines are too few to train on; collect at least 4")
+        probe = probes(engines)
+        if (n_judged := int((~probe).sum())) < 4:
+            raise DatasetError(f"{n_judged} measured engines of networks are too few to train on; collect at least 4")
         if len(runtimes) != 1:
             raise DatasetError(f"a predictor is of one runtime, the dataset has {', '.join(runtimes)}; train one each")
         instances = layer_instances(engines, dataset.layers_at(self.level))
         self.transfers_ = Transfers()
-        probe = probes(engines)
         times = layer_times(instances, engines, dataset)
         self.stages_ = self._new_stages().fit(engines, instances, times)
         if len(dataset.layers_at("node")):

@@ -85,7 +85,8 @@ def splits(engines: pd.DataFrame, protocol: str, *, folds: int | None = 5, seed:
     everything, judged = np.arange(len(engines)), ~probes(engines)
     if protocol == "device":
         for name, left_out in _left_out_devices(engines):
-            yield Split(name=name, train=everything[~left_out], test=everything[left_out & judged])
+            if (left_out & judged).any():
+                yield Split(name=name, train=everything[~left_out], test=everything[left_out & judged])
         return
     group = {"family": engines["family"].fillna(engines["network"]), "lineage": lineages(engines)}.get(
         protocol, networks(engines)

@@ -190,6 +190,15 @@ def test_probes_are_learned_from_but_never_judged(protocol: str) -> None:
         assert probe & set(split.train) == expected
 
 
+def test_probes_alone_are_nothing_to_judge() -> None:
+    given = dataset(12)
+    lone = given.engines["device"].eq("jetson-orin-nano")
+    engines = given.engines.assign(lineage=given.engines["lineage"].where(~lone, PROBE))
+    assert [s.name for s in splits(engines, "device") if not s.name.endswith("SMs")] == ["jetson-agx-orin-32gb"]
+    with pytest.raises(DatasetError, match="0 measured engines of networks are too few"):
+        LatencyPredictor().fit(Dataset(engines=given.engines.assign(lineage=PROBE), layers=given.layers))
+
+
 def test_wrong_protocols_are_refused() -> None:
     with pytest.raises(UsageError, match="one of random, family"):
         list(splits(dataset().engines, "luck"))
