@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from functools import lru_cache
+from typing import Any
 
 import numpy as np
 import onnx
@@ -52,17 +53,25 @@ def network(number: int) -> onnx.ModelProto:
     return chain([width * (1 + i % 3) for i in range(depth)], int(random.choice([16, 28, 40, 56])))
 
 
-@lru_cache(maxsize=4)
 def dataset(
-    count: int = 24,
-    devices: tuple[str, ...] = ("jetson-orin-nano", "jetson-agx-orin-32gb"),
+    count: int = 24, devices: tuple[str, ...] = ("jetson-orin-nano", "jetson-agx-orin-32gb"), **given: Any
+) -> Dataset:
+    """Networks on devices, each caller's own copy to change; keywords as of `_dataset`."""
+    made = _dataset(count, devices, **given)
+    return Dataset(engines=made.engines.copy(), layers=made.layers.copy(), times=made.times.copy())
+
+
+@lru_cache(maxsize=4)
+def _dataset(
+    count: int,
+    devices: tuple[str, ...],
     *,
     factor: float = 1.6,
     noise: float = 0.02,
     precisions: tuple[str, ...] = ("fp16",),
     batch_sizes: tuple[int, ...] = (1,),
 ) -> Dataset:
-    """Networks on devices; latency is `factor` times the fused roofline plus a launch a layer, with some noise."""
+    """Latency is `factor` times the fused roofline plus a launch a layer, with some noise."""
     frames, rows = [], []
     for number in range(count):
         for batch_size in batch_sizes:
