@@ -101,15 +101,17 @@ def gpu_jobs(network: CorpusNetwork, flops: float, place: int) -> Iterator[tuple
 
 
 def probe_units(network: CorpusNetwork) -> list[Unit]:
-    """Units of one probe on a GPU: the whole of it and three partitions, both precisions, batches of one and of eight."""
+    """Units of one probe on a GPU: the whole of it and its partitions, both precisions, batches of one and of eight."""
     name = network.name
     first = int(4 * draw(name, "partition"))
-    some, other, third = (PARTITIONS[1 + (first + i) % 4] for i in range(3))
+    some, other, third, last = (PARTITIONS[1 + (first + i) % 4] for i in range(4))
     return [
         Unit(network=name, precision="fp16", layers=True),
         Unit(network=name, precision="fp16", sm_count=some, layers=True),
         Unit(network=name, precision="tf32", sm_count=choose(name, "tf32", (None, other)), layers=True),
         Unit(network=name, precision="fp16", sm_count=third, batch_size=8, layers=True),
+        Unit(network=name, precision="fp16", sm_count=last, layers=True),
+        Unit(network=name, precision="tf32", sm_count=third, layers=True),
     ]
 
 

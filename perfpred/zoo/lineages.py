@@ -105,8 +105,8 @@ FAMILIES: dict[str, str] = {
     ),
     "video": "c3d r3d resnet3d s3d slowfast stgcn timesformer tsm unet3d videomae voxnet x3d",
     "probe": (
-        "probe-attention probe-conv1d probe-conv2d probe-conv3d probe-deconv2d probe-gemm probe-grouped2d"
-        " probe-movement probe-norm probe-pointwise probe-recurrent probe-reduction probe-resize"
+        "probe-attention probe-conv1d probe-conv2d probe-conv3d probe-deconv2d probe-filter1d probe-gemm probe-grouped2d"
+        " probe-linear probe-movement probe-norm probe-outlying probe-pointwise probe-recurrent probe-reduction probe-resize"
     ),
 }
 

@@ -96,6 +96,16 @@ def conv1d(draw: Draw) -> Layer:
     return _convolution(draw, channels, out, (length,), (kernel,), (stride,), dilation, sort)
 
 
+def filter1d(draw: Draw) -> Layer:
+    """Return a depthwise or grouped convolution over time, of few to many taps."""
+    channels, length = size(draw, 4, 1024), size(draw, 16, 16000)
+    kernel = spread(draw, 3, 129) | 1 if draw.chance(0.9) else spread(draw, 2, 128)
+    stride = draw.choice((1,) * 8 + (2, 2, 4))
+    dilation = draw.choice((2, 2, 4, 8)) if stride == 1 and draw.chance(0.15) else 1
+    sort = draw.choice(("depthwise",) * 3 + ("grouped",) * 2)
+    return _convolution(draw, channels, channels, (length,), (kernel,), (stride,), dilation, sort)
+
+
 def conv2d(draw: Draw) -> Layer:
     """Return a dense convolution of an image."""
     kernel, stride = draw.choice(_KERNELS_2D), draw.choice((1,) * 9 + (2,) * 4 + (3, 4))

@@ -20,9 +20,19 @@ from torch.utils.flop_counter import FlopCounterMode
 from perfpred.zoo import NetworkSpec, register
 from perfpred.zoo.draw import Draw
 from perfpred.zoo.own import LICENCE
-from perfpred.zoo.probe_convolutions import conv1d, conv2d, conv3d, deconv2d, grouped2d, recurrent, resize
+from perfpred.zoo.probe_convolutions import (
+    conv1d,
+    conv2d,
+    conv3d,
+    deconv2d,
+    filter1d,
+    grouped2d,
+    recurrent,
+    resize,
+)
 from perfpred.zoo.probe_draws import Layer, LayerDraw
 from perfpred.zoo.probe_movement import movement
+from perfpred.zoo.probe_outlying import outlying, plain_linear
 from perfpred.zoo.probe_tensors import attention, gemm, norm, pointwise, reduction
 
 LARGEST_INPUT = 3 << 19
@@ -30,19 +40,22 @@ LEAST_WORK, MOST_FLOPS, MOST_BYTES = 1e6, 4e9, 16e6
 MOST_NETWORK_FLOPS, MOST_PARAMETERS = 2e10, 4e7
 # subject -> what draws its layers, how many networks, least and most layers of each
 SUBJECTS: dict[str, tuple[LayerDraw, int, tuple[int, int]]] = {
-    "conv1d": (conv1d, 26, (10, 24)),
-    "recurrent": (recurrent, 24, (6, 10)),
-    "conv3d": (conv3d, 20, (10, 16)),
-    "conv2d": (conv2d, 80, (10, 24)),
-    "grouped2d": (grouped2d, 40, (10, 24)),
-    "deconv2d": (deconv2d, 24, (10, 20)),
-    "gemm": (gemm, 22, (10, 24)),
-    "attention": (attention, 16, (10, 16)),
-    "norm": (norm, 14, (10, 24)),
-    "reduction": (reduction, 10, (12, 24)),
-    "pointwise": (pointwise, 16, (12, 24)),
-    "movement": (movement, 18, (12, 24)),
-    "resize": (resize, 12, (10, 24)),
+    "conv1d": (conv1d, 40, (10, 24)),
+    "filter1d": (filter1d, 36, (10, 24)),
+    "recurrent": (recurrent, 34, (6, 10)),
+    "conv3d": (conv3d, 28, (10, 16)),
+    "conv2d": (conv2d, 150, (10, 24)),
+    "grouped2d": (grouped2d, 80, (10, 24)),
+    "deconv2d": (deconv2d, 34, (10, 20)),
+    "gemm": (gemm, 60, (10, 24)),
+    "attention": (attention, 32, (10, 16)),
+    "norm": (norm, 24, (10, 24)),
+    "reduction": (reduction, 16, (12, 24)),
+    "pointwise": (pointwise, 22, (12, 24)),
+    "movement": (movement, 28, (12, 24)),
+    "resize": (resize, 18, (10, 24)),
+    "outlying": (outlying, 64, (10, 20)),
+    "linear": (plain_linear, 20, (8, 16)),
 }
 _ATTEMPTS = 16
 _BYTES_WIDTH = 2  # float16
