@@ -1,20 +1,23 @@
 """How far off is each predictor and baseline on lineages, families and devices it never saw?
 
-Command: PERFPRED_REFERENCE_DATA=... python experiments/accuracy.py [--published DATASET] [--full]
-Output: experiments/results/accuracy.csv, .json, .md and .png
+Command: PERFPRED_REFERENCE_DATA=... python experiments/accuracy.py [--published DATASET]
+         python experiments/accuracy.py --full [--protocol lineage ...]
+Output: experiments/results/accuracy.csv, .json, .md and .png; accuracy_full.* with --full
 
 Grouped splits alone, five folds: whole lineages, whole families, or whole devices and partition sizes are left out.
 Every baseline is calibrated on the same training rows, per device, precision and latency kind, on the nodes as the
 network has them and on the fused layers. Places left out overlap: a row counts for its device and for its partition.
 The predictor is compared with the baseline that turned out best on the tested rows themselves, which favours the
 baselines. Of a dataset of more engines than `ENGINES` a sample with a fixed seed is trained on and scored, which keeps
-every lineage; `--full` takes all. Without reference data the measured datasets alone are scored; `--published` names
-the folder where `perfpred import published` already wrote the published tables.
+every lineage. `--full` trains on and scores all engines of those datasets, half an hour of a core for each protocol;
+lines of protocols not asked for stay if they were made of the same data. Without reference data the measured datasets
+alone are scored; `--published` names the folder where `perfpred import published` already wrote the published tables.
 """
 
 from __future__ import annotations
 
 import argparse
+import json
 import time
 from collections.abc import Iterator, Sequence
 
@@ -48,6 +51,8 @@ SCORES = [
 ALL = "all"
 TICKS = (10, 20, 30, 50, 70, 100, 150)
 LEFT_OUT = "Each device or partition size left out"
+RATIOS = "Error of the best baseline over that of perfpred, 90 % interval over families"
+TABLES_OF = {"scores": "Scores by latency kind", "ratios": RATIOS, "left out": LEFT_OUT}
 LABELS = {"": "perfpred", "node": "baselines on nodes", "fused": "baselines on fused layers"}
 
 
@@ -59,10 +64,15 @@ def published_dataset(imported: str | None = None) -> Dataset | None:
     return concat([dataset_from_published(folder / table) for table in TABLES]) if folder else None
 
 
-def datasets(imported: str | None) -> Iterator[tuple[str, Dataset]]:
-    """What is scored, by name."""
+def measured() -> Iterator[tuple[str, Dataset]]:
+    """What we measured ourselves, by name."""
     for name in MEASURED:
         yield name, Dataset.read(datasets_folder() / name)
+
+
+def datasets(imported: str | None) -> Iterator[tuple[str, Dataset]]:
+    """What is scored, by name."""
+    yield from measured()
     published = published_dataset(imported)
     if published is not None:
         yield PUBLISHED, published
@@ -133,7 +143,20 @@ def evaluated(name: str, dataset: Dataset, protocol: str, most: int | None) -> d
         "left out": left_out(rows) if protocol == "device" else pd.DataFrame(),
     }
     print(f"{name}, {protocol}: {len(rows)} rows, {time.monotonic() - begun:.0f} s", flush=True)
-    return {key: table.assign(dataset=name, protocol=protocol) for key, table in made.items()}
+    about = {"dataset": name, "protocol": protocol, "data": dataset.digest()}
+    return {key: table.assign(**about) for key, table in made.items()}
+
+
+def earlier(asked: Sequence[str], digests: Sequence[str]) -> list[dict[str, pd.DataFrame]]:
+    """Tables that `--full` left of protocols that are not asked for, if they were made of the same data."""
+    stored = RESULTS / "accuracy_full.json"
+    found = json.loads(stored.read_text())["tables"] if stored.exists() else {}
+    tables = {key: pd.DataFrame(found.get(caption, [])) for key, caption in TABLES_OF.items()}
+    if tables["scores"].empty:
+        return []
+    return [
+        {key: t[~t["protocol"].isin(asked) & t["data"].isin(digests)] if len(t) else t for key, t in tables.items()}
+    ]
 
 
 def findings(scores: pd.DataFrame, ratio: pd.DataFrame) -> list[str]:
@@ -184,42 +207,51 @@ def draw(scores: pd.DataFrame) -> None:
 
 
 def report(made: Sequence[dict[str, pd.DataFrame]], *, full: bool = False) -> None:
-    """Writes the results of all datasets and protocols; `full` says that nothing was sampled."""
+    """Writes the results of datasets and protocols; `full` says that nothing was sampled."""
     scores, ratio, places = (
-        pd.concat([tables[key] for tables in made], ignore_index=True) for key in ("scores", "ratios", "left out")
+        pd.concat([tables[key] for tables in made if len(tables[key])] or [pd.DataFrame()], ignore_index=True)
+        for key in TABLES_OF
     )
-    scores = scores[[*CELL, "level", "prediction", *SCORES, "n_missing", "noise_mape"]]
-    whole = scores[scores["latency_kind"] == ALL].drop(columns=["latency_kind", "n_missing", "drawn", "among"])
-    draw(scores)
+    scores = scores[[*CELL, "level", "prediction", *SCORES, "n_missing", "noise_mape", "data"]]
+    whole = scores[scores["latency_kind"] == ALL].drop(columns=["latency_kind", "n_missing", "drawn", "among", "data"])
     said = findings(scores, ratio)
+    figures = [] if full else ["accuracy.png"]
+    if not full:
+        draw(scores)
     write(
-        "accuracy",
-        "Accuracy on lineages, families and devices never trained on",
+        "accuracy_full" if full else "accuracy",
+        "Accuracy on lineages, families and devices never trained on" + (", all engines" if full else ""),
         tables={
             "scores": scores,
-            "Error of the best baseline over that of perfpred, 90 % interval over families": _first(ratio, CELL),
+            RATIOS: _first(ratio, CELL),
             "Every predictor and baseline": whole,
-            **({LEFT_OUT: _first(places, ["dataset", "left out"]).drop(columns="protocol")} if len(places) else {}),
+            **({LEFT_OUT: _first(places, ["dataset", "left out"])} if len(places) else {}),
+            TABLES_OF["scores"]: scores,
         },
         findings=said,
-        figures=["accuracy.png"],
+        figures=figures,
         most=150,
-        options="--full" if full else "",
+        command="python experiments/accuracy.py" + (" --full" if full else ""),
     )
     print("\n".join(said))
 
 
 def main() -> None:
-    """Scores every dataset under every protocol."""
+    """Scores every dataset under every protocol, or all engines of the large ones."""
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("--published", metavar="DATASET", help="folder where the published tables are imported")
-    parser.add_argument(
-        "--full", action="store_true", help="all engines of every dataset, for an hour of one core and more"
-    )
+    parser.add_argument("--full", action="store_true", help="all engines of datasets that are sampled otherwise")
+    parser.add_argument("--protocol", nargs="*", default=list(PROTOCOLS), choices=PROTOCOLS, help="with --full")
     given = parser.parse_args()
-    most = None if given.full else ENGINES
-    every = ((*source, protocol) for source in datasets(given.published) for protocol in PROTOCOLS)
-    report([tables for one in every if (tables := evaluated(*one, most))], full=given.full)
+    if not given.full:
+        every = ((*source, protocol) for source in datasets(given.published) for protocol in PROTOCOLS)
+        report([tables for one in every if (tables := evaluated(*one, ENGINES))])
+        return
+    large = [(name, found) for name, found in measured() if len(scorable(found).engines) > ENGINES]
+    made = earlier(given.protocol, [found.digest() for _, found in large])
+    for protocol in given.protocol:
+        made += [tables for source in large if (tables := evaluated(*source, protocol, None))]
+        report(made, full=True)
 
 
 def _first(table: pd.DataFrame, columns: list[str]) -> pd.DataFrame:

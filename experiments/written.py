@@ -29,6 +29,7 @@ def write(
     figures: list[str],
     most: int = 16,
     options: str = "",
+    command: str | None = None,
 ) -> None:
     """Writes `NAME.csv`, `NAME.json` and `NAME.md`.
 
@@ -40,8 +41,9 @@ def write(
         figures: PNG files beside the text.
         most: Rows a table of the text has at most.
         options: What the script was given that its results depend on.
+        command: That makes them, if the script has another name.
     """
-    command = f"python experiments/{name}.py {options}".strip()
+    command = command or f"python experiments/{name}.py {options}".strip()
     (_, first), *others = tables.items()
     first.to_csv(RESULTS / f"{name}.csv", index=False, float_format="%.6g")
     about = {"format": FORMAT, "version": VERSION, "title": title, "command": command, "findings": findings}

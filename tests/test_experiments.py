@@ -55,16 +55,18 @@ def results(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
     return tmp_path
 
 
-def run(name: str, results: Path, monkeypatch: pytest.MonkeyPatch, *arguments: str) -> tuple[ModuleType, dict]:
-    """Runs a script's `main`; returns the module and what it wrote."""
+def run(
+    name: str, results: Path, monkeypatch: pytest.MonkeyPatch, *arguments: str, written: str = ""
+) -> tuple[ModuleType, dict]:
+    """Runs a script's `main`; returns the module and what it wrote under its own name or another."""
     module = importlib.import_module(name)
     for holder in (module, importlib.import_module("written")):
         monkeypatch.setattr(holder, "RESULTS", results)
     monkeypatch.setattr("sys.argv", [name, *arguments])
     module.main()
-    found = json.loads((results / f"{name}.json").read_text())
+    found = json.loads((results / f"{written or name}.json").read_text())
     assert all((results / figure).stat().st_size > 0 for figure in found["figures"])
-    assert all(sentence in (results / f"{name}.md").read_text() for sentence in found["findings"])
+    assert all(sentence in (results / f"{written or name}.md").read_text() for sentence in found["findings"])
     return module, found
 
 
@@ -154,12 +156,29 @@ def test_accuracy_follows_the_data(results: Path, monkeypatch: pytest.MonkeyPatc
     _, found = run("accuracy", results, monkeypatch)
     assert "11 of 12 engines drawn with seed 0" in found["findings"][0]
     assert found["command"] == "python experiments/accuracy.py"
-    _, whole = run("accuracy", results, monkeypatch, "--full")
-    assert "(12 rows, 6 networks)" in whole["findings"][0]
-    assert whole["command"].endswith("--full")
     measured(4.0).write(results / "gpu-made")
-    _, other = run("accuracy", results, monkeypatch, "--full")
-    assert other["findings"][0] != whole["findings"][0]
+    _, other = run("accuracy", results, monkeypatch)
+    assert other["findings"][0] != found["findings"][0]
+
+
+def test_full_accuracy_keeps_what_was_made_of_the_same_data(results: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    accuracy = importlib.import_module("accuracy")
+    for name, value in {"MEASURED": ("gpu-made",), "FOLDS": 2, "ENGINES": 11}.items():
+        monkeypatch.setattr(accuracy, name, value)
+
+    def full(*protocols: str) -> list[str]:
+        _, found = run("accuracy", results, monkeypatch, "--full", "--protocol", *protocols, written="accuracy_full")
+        assert found["command"] == "python experiments/accuracy.py --full"
+        return sorted(sentence for sentence in found["findings"])
+
+    [lineage] = full("lineage")
+    assert "unseen lineage (12 rows, 6 networks)" in lineage
+    both = full("family")
+    assert len(both) == 2
+    assert lineage in both
+    measured(4.0).write(results / "gpu-made")
+    [family] = full("family")
+    assert family not in both
 
 
 def test_ablation_follows_the_data(results: Path, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -101,3 +101,13 @@ def test_distinct_layers_keep_what_features_see() -> None:
 def test_a_missing_file_is_one_line(tmp_path: Path) -> None:
     with pytest.raises(FormatError, match="is missing; copy the whole predictor folder"):
         LayerTrees.load(tmp_path, (), [""])
+
+
+def test_where_members_disagree_the_answer_is_below_their_mean_and_never_far_below() -> None:
+    layers, targets = _measured(30, seed=0)
+    trees = LayerTrees(rounds=15).fit(layers, targets)
+    factor, apart = trees.factor(layers)
+    alone = [LayerTrees(boosters_=[booster]).factor(layers)[0] for booster in trees.boosters_]
+    lowered = np.log(factor) - np.log(alone).mean(axis=0)
+    np.testing.assert_allclose(lowered, -np.minimum((3 * apart) ** 2, 1), atol=1e-5)
+    assert lowered.min() < -1e-4
