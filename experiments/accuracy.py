@@ -226,7 +226,7 @@ def report(made: Sequence[dict[str, pd.DataFrame]], *, full: bool = False) -> No
             RATIOS: _first(ratio, CELL),
             "Every predictor and baseline": whole,
             **({LEFT_OUT: _first(places, ["dataset", "left out"])} if len(places) else {}),
-            TABLES_OF["scores"]: scores,
+            **({TABLES_OF["scores"]: scores} if full else {}),  # what `earlier` reads
         },
         findings=said,
         figures=figures,
