@@ -210,6 +210,6 @@ def _held_out(
         inside, learned = select(instances, train)
         stages = new_stages().fit(engines.iloc[train].reset_index(drop=True), learned, times[inside])
         rows, (_, asked) = engines.iloc[test].reset_index(drop=True), select(instances, test)
-        residual[test] = np.log(rows["latency_s"].to_numpy(float) / stages.latencies(rows, asked))
-        spread[test] = stages.spread(rows, asked)
+        told = stages.forecast(rows, asked)
+        residual[test], spread[test] = np.log(rows["latency_s"].to_numpy(float) / told.latency_s), told.spread
     return residual, spread

@@ -98,7 +98,7 @@ def out_of_sample(
     frame = _described(rows.engines, every, made)
     groups = frame["fold"] if protocol == "device" else lineages(frame)
     frame["low_s"], frame["high_s"] = crossed_intervals(frame, groups.to_numpy(str), level)
-    columns = baseline_columns(rows, every, baselines)
+    columns = baseline_columns(rows, every, baselines, n_jobs=n_jobs)
     if protocol == "device":
         columns |= nearest_columns(rows, every)
     return pd.concat([frame, pd.DataFrame(columns, index=frame.index)], axis=1)
@@ -132,9 +132,9 @@ def _predicted(predictor: Any, rows: Dataset, split: Split) -> np.ndarray:
 
 def _answers(predictor: Any, asked: Dataset) -> np.ndarray:
     """Latency, seconds, and its expected relative error, 1 where the predictor knows none; shape (n_engines, 2)."""
-    told = hasattr(predictor, "spread_engines")
-    spread = predictor.spread_engines(asked.engines, asked.layers) if told else np.ones(len(asked.engines))
-    return np.column_stack([predictor.predict_engines(asked.engines, asked.layers), spread])
+    if hasattr(predictor, "forecast_engines"):
+        return np.column_stack(predictor.forecast_engines(asked.engines, asked.layers))
+    return np.column_stack([predictor.predict_engines(asked.engines, asked.layers), np.ones(len(asked.engines))])
 
 
 def _described(engines: pd.DataFrame, every: Sequence[Split], answers: Sequence[np.ndarray]) -> pd.DataFrame:
@@ -148,7 +148,9 @@ def _described(engines: pd.DataFrame, every: Sequence[Split], answers: Sequence[
     return frame
 
 
-def baseline_columns(rows: Dataset, every: Sequence[Split], names: Sequence[str]) -> dict[str, np.ndarray]:
+def baseline_columns(
+    rows: Dataset, every: Sequence[Split], names: Sequence[str], *, n_jobs: int = 1
+) -> dict[str, np.ndarray]:
     """Baselines of the tested rows, fitted on each split's training rows, seconds.
 
     Calibrated within `GRANULARITY`, the pure bounds not at all; probes, which would lead them astray, are left out.
@@ -162,18 +164,32 @@ def baseline_columns(rows: Dataset, every: Sequence[Split], names: Sequence[str]
         instances = layer_instances(rows.engines, rows.layers_at(level)[list(_READ)])
         instances = instances.astype(dict.fromkeys(("kind", "dtype", "precision"), "category"))  # quick to compare
         ends = np.searchsorted(instances["row"].to_numpy(), np.arange(len(rows.engines) + 1))
-        parts: dict[str, list[np.ndarray]] = {name: [] for name in names}
+        tasks = []
         for split in every:
             train = split.train[judged[split.train]]
             sizes = pd.Series(groups[train]).value_counts()
             large = set(sizes[sizes >= _FEWEST].index)
             own = np.where([g in large for g in groups], groups, "")
             learned, asked = _taken(instances, ends, train), _taken(instances, ends, split.test)
-            for name in names:
-                fitted = fit_groups(name, learned, latency_s[train], list(own[train]))
-                parts[name].append(predict_groups(fitted, asked, list(own[split.test])))
-        made |= {f"{level}:{name}": np.concatenate(parts[name]) for name in names}
+            tasks.append(delayed(_calibrated)(names, learned, latency_s[train], own[train], asked, own[split.test]))
+        parts = Parallel(n_jobs=n_jobs)(tasks)
+        made |= {f"{level}:{name}": np.concatenate([part[name] for part in parts]) for name in names}
     return made
+
+
+def _calibrated(
+    names: Sequence[str],
+    learned: pd.DataFrame,
+    latency_s: np.ndarray,
+    groups: np.ndarray,
+    asked: pd.DataFrame,
+    groups_asked: np.ndarray,
+) -> dict[str, np.ndarray]:
+    """Baselines fitted within groups on some engines, and what they say of others, seconds."""
+    return {
+        name: predict_groups(fit_groups(name, learned, latency_s, list(groups)), asked, list(groups_asked))
+        for name in names
+    }
 
 
 def _taken(instances: pd.DataFrame, ends: np.ndarray, rows: np.ndarray) -> pd.DataFrame:

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import json
 from collections.abc import Iterable, Mapping, Sequence
+from math import prod
 from typing import Final
 
 import numpy as np
@@ -149,9 +150,11 @@ def _operator_features(op_types: Iterable[Sequence[str]]) -> dict[str, np.ndarra
 
 def _border_features(layers: pd.DataFrame) -> dict[str, np.ndarray]:
     """First input and output: what decides how a kernel that moves data walks through memory."""
-    texts = layers["shapes_json"]
-    known = {text: _border(json.loads(text)) for text in texts.unique()}
-    border = np.array([known[text] for text in texts], float).reshape(len(texts), len(_BORDER))
+    code, texts = pd.factorize(layers["shapes_json"])
+    known = np.array([_border(json.loads(text)) for text in texts], float).reshape(len(texts), len(_BORDER))
+    logged = [column for column, name in enumerate(_BORDER) if name not in _PLAIN]
+    known[:, logged] = np.log1p(known[:, logged])
+    border = known[code]
     made = {f"shape:{name}": border[:, column] for column, name in enumerate(_BORDER)}
     sm_count = layers["sm_count"].to_numpy(float)
     elements = np.expm1(made["shape:elements"])
@@ -162,17 +165,19 @@ def _border_features(layers: pd.DataFrame) -> dict[str, np.ndarray]:
 
 
 _BORDER: Final = ("rank", "last_in", "last_out", "second_last", "same", "keeps_last", "elements", "in_per_out")
+#: Those that are no sizes.
+_PLAIN: Final = frozenset({"rank", "same", "keeps_last"})
 
 
 def _border(shapes: Mapping[str, Sequence[tuple[Sequence[int], str]]]) -> list[float]:
-    """Numbers of `_BORDER`; sizes as log1p."""
-    source = list(shapes["inputs"][0][0]) if shapes["inputs"] else []
-    target = list(shapes["outputs"][0][0]) if shapes["outputs"] else []
+    """Numbers of `_BORDER`."""
+    source = shapes["inputs"][0][0] if shapes["inputs"] else []
+    target = shapes["outputs"][0][0] if shapes["outputs"] else []
     last_in, last_out = (side[-1] if side else 1 for side in (source, target))
-    elements = float(np.prod(target, dtype=float))
-    sizes = np.log1p([last_in, last_out, source[-2] if len(source) > 1 else 1])
-    ratio = np.log1p(float(np.prod(source, dtype=float)) / max(elements, 1.0))
-    return [len(source), *sizes, source == target, last_in == last_out, np.log1p(elements), ratio]
+    second_last = source[-2] if len(source) > 1 else 1
+    elements = float(prod(target))
+    ratio = prod(source) / max(elements, 1.0)
+    return [len(source), last_in, last_out, second_last, source == target, last_in == last_out, elements, ratio]
 
 
 def _tile_features(layers: pd.DataFrame, peak: np.ndarray) -> dict[str, np.ndarray]:

@@ -93,16 +93,17 @@ class LayerTrees:
         """
         index, first = distinct(layers)
         problem = _Problem(index, first, targets)
-        data = xgb.DMatrix(self._features(layers.iloc[first]), base_margin=np.zeros(len(first)))
-        self.boosters_ = [
-            xgb.train(
-                {**_SETTINGS, "seed": self.seed * self.members + member},
-                data,
-                self.rounds,
-                obj=lambda margin, _: problem.slopes(margin),
-            )
-            for member in range(self.members)
-        ]
+        features = self._features(layers.iloc[first])
+        # Without names, which each round would compare again.
+        data = xgb.DMatrix(features.to_numpy(), base_margin=np.zeros(len(first)))
+        self.boosters_ = []
+        for member in range(self.members):
+            booster = xgb.Booster({**_SETTINGS, "seed": self.seed * self.members + member}, [data])
+            for step in range(self.rounds):
+                slope, curvature = problem.slopes(booster.predict(data, output_margin=True, training=True))
+                booster.boost(data, step, grad=slope, hess=curvature)
+            booster.feature_names = list(features.columns)
+            self.boosters_.append(booster)
         return self
 
     def factor(self, layers: pd.DataFrame) -> tuple[Array, Array]:

@@ -6,7 +6,7 @@ import json
 import os
 import shutil
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any, Final
 
@@ -28,7 +28,7 @@ from perfpred.lowering import rules_for, structure_frame
 from perfpred.network import Network, load_network
 from perfpred.prediction import LayerPrediction, Prediction
 from perfpred.scores import probes
-from perfpred.stages import Stages
+from perfpred.stages import Forecast, Stages, select
 from perfpred.timed import layer_times
 from perfpred.transfer import Transfers
 
@@ -94,7 +94,7 @@ class LatencyPredictor:
             self.residuals_ = held_out_residuals(
                 self._new_stages, engines, instances, times, groups=groups, folds=self.folds
             )
-        features = self.stages_.features(instances)[~probe]
+        features = self.stages_.features(select(instances, np.flatnonzero(~probe))[1])
         self.facts_ = {
             "runtime": runtimes[0],
             "on_cpu": bool(instances["is_cpu"].iloc[0]),
@@ -113,19 +113,24 @@ class LatencyPredictor:
 
     # --- answering ---
 
-    def _latencies(self, engines: pd.DataFrame, instances: pd.DataFrame) -> np.ndarray:
-        made = self.stages_.latencies(engines, instances)
+    def _forecast(self, engines: pd.DataFrame, instances: pd.DataFrame) -> Forecast:
+        made = self.stages_.forecast(engines, instances)
         if self.transfers_.shots_:
-            made = made * np.exp(self.transfers_.of(engines, self.stages_.similarity(engines, instances)))
+            shift = self.transfers_.of(engines, self.stages_.similarity(engines, instances))
+            made = replace(made, latency_s=made.latency_s * np.exp(shift))
         return made
 
     def predict_engines(self, engines: pd.DataFrame, layers: pd.DataFrame) -> np.ndarray:
         """Latency of dataset rows, seconds; shape (n_engines,)."""
-        return self._latencies(engines, layer_instances(engines, layers[layers["level"] == self.level]))
+        return self.forecast_engines(engines, layers)[0]
 
-    def spread_engines(self, engines: pd.DataFrame, layers: pd.DataFrame) -> np.ndarray:
-        """Expected relative error of the latency of dataset rows, up to a common factor; shape (n_engines,)."""
-        return self.stages_.spread(engines, layer_instances(engines, layers[layers["level"] == self.level]))
+    def forecast_engines(self, engines: pd.DataFrame, layers: pd.DataFrame) -> tuple[np.ndarray, np.ndarray]:
+        """Latency of dataset rows, seconds, and its expected relative error up to a common factor.
+
+        Shape (n_engines,) each.
+        """
+        made = self._forecast(engines, layer_instances(engines, layers[layers["level"] == self.level]))
+        return made.latency_s, made.spread
 
     def predict(
         self,
@@ -188,16 +193,16 @@ class LatencyPredictor:
         )
         fused = frame[frame["level"] == self.level].reset_index(drop=True)
         instances = layer_instances(engine, fused)
-        layer_s = self.stages_.layer_times(instances)
-        latency = float(self._latencies(engine, instances)[0])
-        outside = self._outside(engine_features(instances, layer_s))
+        told = self._forecast(engine, instances)
+        latency = float(told.latency_s[0])
+        outside = self._outside(engine_features(instances, told.layer_s))
         interval, within = self.residuals_.of(
             engine,
             latency,
             level,
             budget_s,
             stretched=bool(outside),
-            spread=float(self.stages_.spread(engine, instances)[0]),
+            spread=float(told.spread[0]),
             known=self.covers(spec.slug),
         )
         nodes = layer_instances(engine, frame[frame["level"] == "node"])
@@ -219,7 +224,7 @@ class LatencyPredictor:
             extrapolates=outside,
             baselines_s={name: float(t[0]) for name, t in self.contrast_.predict(engine, nodes).items()},
             p_within_budget=within,
-            layers=_layer_predictions(instances, layer_s, latency, spec),
+            layers=_layer_predictions(instances, told.layer_s, latency, spec),
             warnings=[f"no cost rule for {op}: counted by its bytes alone" for op in unknown],
         )
 

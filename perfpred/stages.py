@@ -32,6 +32,21 @@ _ERROR_OF_TREES, _LEAST_APART = 22.0, 0.01
 _PHYSICS_ENGINES: Final = 1500
 
 
+@dataclass(frozen=True)
+class Forecast:
+    """What the stages answer.
+
+    Attributes:
+        layer_s: Time of each layer, seconds, shape (n_layers,).
+        latency_s: Latency of each engine, seconds, shape (n_engines,).
+        spread: Expected error of each latency, over what physics alone is off by; shape (n_engines,).
+    """
+
+    layer_s: np.ndarray
+    latency_s: np.ndarray
+    spread: np.ndarray
+
+
 @dataclass
 class Stages:
     """Everything between layer instances and latencies.
@@ -94,22 +109,6 @@ class Stages:
         """Features of engines, shape (n_engines, n_features); their ranges tell what extrapolates."""
         return engine_features(instances, self.layer_times(instances))
 
-    def spread(self, engines: pd.DataFrame, instances: pd.DataFrame) -> np.ndarray:
-        """Expected error of each latency, over what physics alone is off by: folds of one predictor may differ in stages.
-
-        Shape (n_engines,).
-        """
-        if self.physics_ is None:
-            return np.ones(len(engines))
-        if self.trees_ is None:
-            return self.physics_.spread(instances, engines)
-        factor, apart = self.trees_.factor(instances)
-        time = self.physics_.layer_times(instances) * factor
-        row, n = instances["row"].to_numpy(int), len(engines)
-        mean = np.bincount(row, time * apart, n) / np.bincount(row, time, n)
-        made: np.ndarray = _ERROR_OF_TREES * np.hypot(_LEAST_APART, mean)
-        return made
-
     def similarity(self, engines: pd.DataFrame, instances: pd.DataFrame) -> np.ndarray:
         """Standardised features in which near engines err alike; shape (n_engines, n_features)."""
         if self.physics_ is None:
@@ -118,10 +117,17 @@ class Stages:
 
     def layer_times(self, instances: pd.DataFrame) -> np.ndarray:
         """Time of each layer, seconds; shape (n_layers,)."""
+        return self._layers(instances)[0]
+
+    def _layers(self, instances: pd.DataFrame) -> tuple[np.ndarray, np.ndarray | None]:
+        """Time of each layer, seconds, and how far the trees' members lie apart; `None` without trees."""
         if self.physics_ is None:
-            return self._convolutions(instances)
+            return self._convolutions(instances), None
         made = self.physics_.layer_times(instances)
-        return made if self.trees_ is None else made * self.trees_.factor(instances)[0]
+        if self.trees_ is None:
+            return made, None
+        factor, apart = self.trees_.factor(instances)
+        return made * factor, apart
 
     def _convolutions(self, instances: pd.DataFrame) -> np.ndarray:
         if self.convolutions_ is None:
@@ -130,28 +136,36 @@ class Stages:
             )
         return self.convolutions_.predict(instances)
 
-    def latencies(self, engines: pd.DataFrame, instances: pd.DataFrame) -> np.ndarray:
-        """Latency of each engine, seconds; shape (n_engines,).
+    def forecast(self, engines: pd.DataFrame, instances: pd.DataFrame) -> Forecast:
+        """Answers of whole engines, of single layers, or of both.
 
         Raises:
             PredictorError: Whole engines are asked of a predictor of single layers, or the reverse.
         """
-        made = np.full(len(engines), np.nan)
+        made = Forecast(np.full(len(instances), np.nan), np.full(len(engines), np.nan), np.ones(len(engines)))
         whole, single = _apart(engines)
         if len(single):
-            _, layers = select(instances, single)
-            made[single] = np.bincount(layers["row"], self._convolutions(layers), len(single))
+            inside, layers = select(instances, single)
+            made.layer_s[inside] = self._convolutions(layers)
+            made.latency_s[single] = np.bincount(layers["row"], made.layer_s[inside], len(single))
         if len(whole):
-            if self.physics_ is None:
-                raise PredictorError("the predictor was trained on single layers, not on engines; train one on engines")
-            _, layers = select(instances, whole)
-            asked = engines.iloc[whole].reset_index(drop=True)
-            if self.trees_ is None:
-                made[whole] = np.exp(self.physics_.predict(layers, asked))
-            else:
-                added_s, scale = self.physics_.method(layers, asked)
-                made[whole] = (np.bincount(layers["row"], self.layer_times(layers), len(whole)) + added_s) * scale
+            inside, layers = select(instances, whole)
+            told = self._whole(engines.iloc[whole].reset_index(drop=True), layers)
+            made.layer_s[inside], made.latency_s[whole], made.spread[whole] = told
         return made
+
+    def _whole(self, engines: pd.DataFrame, layers: pd.DataFrame) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
+        if self.physics_ is None:
+            raise PredictorError("the predictor was trained on single layers, not on engines; train one on engines")
+        time, apart = self._layers(layers)
+        if apart is None:
+            return time, np.exp(self.physics_.predict(layers, engines)), self.physics_.spread(layers, engines)
+        row, n = layers["row"].to_numpy(int), len(engines)
+        total = np.bincount(row, time, n)
+        added_s, scale = self.physics_.method(layers, engines)
+        # Over what physics alone is off by: folds of one predictor may differ in stages.
+        spread = _ERROR_OF_TREES * np.hypot(_LEAST_APART, np.bincount(row, time * apart, n) / total)
+        return time, (total + added_s) * scale, spread
 
     def save(self, folder: Path) -> dict[str, Any]:
         """Writes trees beside the manifest and returns the rest for it."""

@@ -119,7 +119,7 @@ def _similarity(predictor: Any, rows: Dataset) -> np.ndarray:
 
 
 def _spread(predictor: Any, rows: Dataset) -> np.ndarray:
-    made: np.ndarray = predictor.spread_engines(rows.engines, rows.layers)
+    made: np.ndarray = predictor.forecast_engines(rows.engines, rows.layers)[1]
     return made
 
 
