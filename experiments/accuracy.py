@@ -9,7 +9,7 @@ Every baseline is calibrated on the same training rows, per device, precision an
 network has them and on the fused layers. Places left out overlap: a row counts for its device and for its partition.
 The predictor is compared with the baseline that turned out best on the tested rows themselves, which favours the
 baselines. Of a dataset of more engines than `ENGINES` a sample with a fixed seed is trained on and scored, which keeps
-every lineage. `--full` trains on and scores all engines of those datasets, half an hour of a core for each protocol;
+every lineage. `--full` trains on and scores all engines of those datasets, up to half an hour of a core for each protocol;
 lines of protocols not asked for stay if they were made of the same data. Without reference data the measured datasets
 alone are scored; `--published` names the folder where `perfpred import published` already wrote the published tables.
 """
@@ -40,7 +40,7 @@ PUBLISHED = "published TensorRT"
 TABLES = ("tensorrt_published.csv", "tensorrt_published_detectors.csv")
 PROTOCOLS = ("lineage", "family", "device")
 #: Engines of a dataset that are trained on and scored, at most, unless all are asked for.
-ENGINES = 1500
+ENGINES = 500
 FOLDS = 5
 SEED = 0
 CELL = ["dataset", "protocol", "latency_kind"]

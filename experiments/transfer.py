@@ -37,7 +37,7 @@ from perfpred.splits import Split, networks, scorable, splits, subset
 from perfpred.transfer import choose_calibration, kshot, most_telling
 
 DATASET = "gpu-onnxruntime"
-ENGINES = 1200
+ENGINES = 600
 SEED = 0
 FOLDS = 3
 TRAINING_NETWORKS = (10, 40, 160, 320)

@@ -33,7 +33,7 @@ from perfpred.timed import layer_times
 from perfpred.transfer import Transfers
 
 FORMAT: Final = "perfpred.predictor"
-VERSION: Final = 1
+VERSION: Final = 2
 #: Time of a kernel that does nothing, where the device file states none; it only labels layers as launch-bound.
 _LAUNCH_S: Final = 3e-6
 
@@ -46,7 +46,7 @@ class LatencyPredictor:
         name: What predictions call it.
         level: Layers it reads: `fused`, or `node` and `builder` for ablations.
         drop: Feature groups left out, for ablations.
-        trees: Whether boosted trees follow the physics where layers were timed.
+        trees: Whether trees and a perceptron over layers follow the physics where layers were timed.
         seed: Of every random choice.
         folds: Groups of lineages for the held-out residuals behind the intervals; 0 leaves intervals out.
     """
@@ -252,7 +252,7 @@ class LatencyPredictor:
     # --- on disk ---
 
     def save(self, folder: str | Path) -> None:
-        """Writes `manifest.json` and the trees; the folder appears whole or not at all."""
+        """Writes `manifest.json` and the layer stage; the folder appears whole or not at all."""
         path = Path(folder)
         partial = path.with_name(path.name + ".partial")
         shutil.rmtree(partial, ignore_errors=True)

@@ -1,8 +1,8 @@
 """The stages of a prediction: the time of each layer, then the latency of the engine they make.
 
 Physics comes first: layer times and method terms learned from whole-engine latencies (`perfpred.engine_stage`), so
-that no layer times are needed. Where layers were timed too, boosted trees (`perfpred.layer_trees`) learn how layers
-depart from it. Tables of single timed convolutions have a stage of their own.
+that no layer times are needed. Where layers were timed too, trees and a perceptron (`perfpred.layer_stage`) learn how
+layers depart from it. Tables of single timed convolutions have a stage of their own.
 """
 
 from __future__ import annotations
@@ -19,16 +19,16 @@ from perfpred.convolution_stage import ConvolutionStage
 from perfpred.engine_stage import EngineStage
 from perfpred.errors import PredictorError
 from perfpred.features import engine_features
-from perfpred.layer_trees import LayerTargets, LayerTrees
+from perfpred.layer_stage import LayerStage, LayerTargets
 
 #: Latency kind of rows that time one layer alone.
 LAYER_KIND: Final = "layer"
-#: Fewest timed layers that trees are fitted on: on less, they follow single networks.
+#: Fewest timed layers that the layer stage is fitted on: on less, it follows single networks.
 _FEWEST_LAYERS: Final = 2000
-#: Error of trees for each unit their members lie apart, over the error of physics alone, and the least they lie apart:
-#: both seen on lineages held out.
-_ERROR_OF_TREES, _LEAST_APART = 22.0, 0.01
-#: Engines that settle the coefficients of the physics where trees follow it.
+#: Error of the layer stage for each unit its members lie apart, over the error of physics alone, and the least they lie
+#: apart: both seen on lineages held out.
+_ERROR_OF_LAYERS, _LEAST_APART = 9.0, 0.02
+#: Engines that settle the coefficients of the physics where the layer stage follows it.
 _PHYSICS_ENGINES: Final = 1500
 
 
@@ -52,8 +52,8 @@ class Stages:
     """Everything between layer instances and latencies.
 
     Attributes:
-        drop: Feature groups the trees do without.
-        trees: Whether trees follow the physics where layers were timed.
+        drop: Feature groups the layer stage does without.
+        trees: Whether the layer stage follows the physics where layers were timed.
         seed: Of every random choice.
     """
 
@@ -61,7 +61,7 @@ class Stages:
     trees: bool = True
     seed: int = 0
     physics_: EngineStage | None = None
-    trees_: LayerTrees | None = None
+    layer_stage_: LayerStage | None = None
     convolutions_: ConvolutionStage | None = None
 
     def fit(self, engines: pd.DataFrame, instances: pd.DataFrame, layer_time_s: np.ndarray) -> Stages:
@@ -73,7 +73,7 @@ class Stages:
             layer_time_s: Measured time of each instance, seconds, NaN where unknown; shape (n_layers,).
         """
         whole, single = _apart(engines)
-        self.physics_ = self.trees_ = self.convolutions_ = None
+        self.physics_ = self.layer_stage_ = self.convolutions_ = None
         if len(single):
             _, layers = select(instances, single)
             self.convolutions_ = ConvolutionStage().fit(layers, _latency(engines.iloc[single]))
@@ -103,7 +103,7 @@ class Stages:
             weight=engines.groupby("network")["network"].transform("size").to_numpy(float) ** -0.5,
         )
         self.physics_ = physics
-        self.trees_ = LayerTrees(drop=tuple(self.drop), seed=self.seed).fit(layers, targets)
+        self.layer_stage_ = LayerStage(drop=tuple(self.drop), seed=self.seed).fit(layers, targets)
 
     def features(self, instances: pd.DataFrame) -> pd.DataFrame:
         """Features of engines, shape (n_engines, n_features); their ranges tell what extrapolates."""
@@ -120,13 +120,13 @@ class Stages:
         return self._layers(instances)[0]
 
     def _layers(self, instances: pd.DataFrame) -> tuple[np.ndarray, np.ndarray | None]:
-        """Time of each layer, seconds, and how far the trees' members lie apart; `None` without trees."""
+        """Time of each layer, seconds, and how far the layer stage's members lie apart; `None` without it."""
         if self.physics_ is None:
             return self._convolutions(instances), None
         made = self.physics_.layer_times(instances)
-        if self.trees_ is None:
+        if self.layer_stage_ is None:
             return made, None
-        factor, apart = self.trees_.factor(instances)
+        factor, apart = self.layer_stage_.factor(instances)
         return made * factor, apart
 
     def _convolutions(self, instances: pd.DataFrame) -> np.ndarray:
@@ -164,15 +164,15 @@ class Stages:
         total = np.bincount(row, time, n)
         added_s, scale = self.physics_.method(layers, engines)
         # Over what physics alone is off by: folds of one predictor may differ in stages.
-        spread = _ERROR_OF_TREES * np.hypot(_LEAST_APART, np.bincount(row, time * apart, n) / total)
+        spread = _ERROR_OF_LAYERS * np.hypot(_LEAST_APART, np.bincount(row, time * apart, n) / total)
         return time, (total + added_s) * scale, spread
 
     def save(self, folder: Path) -> dict[str, Any]:
-        """Writes trees beside the manifest and returns the rest for it."""
+        """Writes the layer stage beside the manifest and returns the rest for it."""
         return {
             "trees": self.trees,
             "physics": self.physics_.to_dict() if self.physics_ else None,
-            "layer_trees": self.trees_.save(folder) if self.trees_ else None,
+            "layer_stage": self.layer_stage_.save(folder) if self.layer_stage_ else None,
             "convolutions": self.convolutions_.save(folder) if self.convolutions_ else None,
         }
 
@@ -183,7 +183,7 @@ class Stages:
             drop=drop,
             trees=facts["trees"],
             physics_=EngineStage.from_dict(facts["physics"]) if facts["physics"] else None,
-            trees_=LayerTrees.load(folder, tuple(drop), facts["layer_trees"]) if facts["layer_trees"] else None,
+            layer_stage_=LayerStage.load(folder, tuple(drop), facts["layer_stage"]) if facts["layer_stage"] else None,
             convolutions_=ConvolutionStage.load(folder, facts["convolutions"]) if facts["convolutions"] else None,
         )
 

@@ -102,15 +102,17 @@ def test_predictor_folders_survive_no_cut(tmp_path: Path, monkeypatch: pytest.Mo
         with pytest.raises(FormatError, match="train the predictor again"):
             LatencyPredictor.load(tmp_path / "p")
     manifest.write_text(json.dumps(content))
-    trees = tmp_path / "p" / "layer-1.ubj.gz"
-    whole = trees.read_bytes()
-    for damaged in (b"", whole[:1], whole[: len(whole) // 2], whole[:-1], bytes(len(whole))):
-        trees.write_bytes(damaged)
-        with pytest.raises(FormatError, match=r"layer-1.ubj.gz: is damaged"):
+    for name in ("layer-1.ubj.gz", "layer-perceptron/perceptron.npz"):
+        part = tmp_path / "p" / name
+        whole = part.read_bytes()
+        for damaged in (b"", whole[:1], whole[: len(whole) // 2], whole[:-1], bytes(len(whole))):
+            part.write_bytes(damaged)
+            with pytest.raises(FormatError, match=f"{part.name}: is damaged"):
+                LatencyPredictor.load(tmp_path / "p")
+        part.unlink()
+        with pytest.raises(FormatError, match=f"{part.name}: is missing"):
             LatencyPredictor.load(tmp_path / "p")
-    trees.unlink()
-    with pytest.raises(FormatError, match=r"layer-1.ubj.gz: is missing"):
-        LatencyPredictor.load(tmp_path / "p")
+        part.write_bytes(whole)
 
 
 def test_regressor_folders(tmp_path: Path) -> None:

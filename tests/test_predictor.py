@@ -16,7 +16,7 @@ from made import chain, dataset, network
 from perfpred.dataset import Dataset
 from perfpred.device import load_device
 from perfpred.errors import DatasetError, FormatError, UsageError
-from perfpred.predictor import LatencyPredictor
+from perfpred.predictor import VERSION, LatencyPredictor
 from perfpred.splits import subset
 
 DEVICE = "jetson-orin-nano"
@@ -172,7 +172,7 @@ def test_damaged_folders_are_refused(tmp_path: Path) -> None:
     whole = json.loads(manifest.read_text())
     for change, message in (
         ({"format": "other"}, r"is no perfpred.predictor"),
-        ({"version": 99}, "version 99; this perfpred reads 1"),
+        ({"version": 99}, f"version 99; this perfpred reads {VERSION}"),
         ({"residuals": {}}, "lacks or garbles"),
     ):
         manifest.write_text(json.dumps(whole | change))

@@ -1,16 +1,18 @@
-"""Boosted trees over layers that learn from measured layer times and from whole engines at once.
+"""The layer stage: boosted trees and a perceptron that learn from measured layer times and whole engines at once.
 
-The trees give each layer a factor on a physical time. Where a profiled pass timed the layers, their times are the
-target; every engine, profiled or not, adds that the times of its layers sum to its latency: the gradient of the
-engine's error reaches each layer through its share of the sum. Members that see other samples of rows and features
-disagree most where a layer is least like those they learned from.
+Both give each layer a factor on a physical time. Where a profiled pass timed the layers, their times are the target;
+every engine, profiled or not, adds that the times of its layers sum to its latency: the gradient of the engine's error
+reaches each layer of the trees through its share of the sum. The perceptron then learns the same layers, with the
+trees' answers, corrected by what their engines are still off, standing in for times that were not measured. Trees find
+the steps between kernels, the perceptron what lies between sizes; they disagree most where a layer is least like those
+they learned from.
 """
 
 from __future__ import annotations
 
 import gzip
 import hashlib
-from collections.abc import Sequence
+from collections.abc import Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, Final
@@ -22,16 +24,17 @@ from scipy.sparse import csr_matrix
 
 from perfpred.errors import FormatError
 from perfpred.features import LAYER_COLUMNS, layer_features, without_groups
+from perfpred.regressors import Perceptron
 
 Array = np.ndarray
 
 _SETTINGS: Final[dict[str, Any]] = {
-    "eta": 0.1, "max_depth": 0, "max_leaves": 300, "grow_policy": "lossguide", "min_child_weight": 0.1,
+    "eta": 0.3, "max_depth": 0, "max_leaves": 600, "grow_policy": "lossguide", "min_child_weight": 0.1,
     "subsample": 0.8, "colsample_bytree": 0.4, "lambda": 0.02, "tree_method": "hist", "max_bin": 64,
     "base_score": 0.0, "nthread": 1,
 }  # fmt: skip
-#: File of each member.
-_FILE: Final = "layer-{}.ubj.gz"
+#: File of each booster, and folder of the perceptron.
+_FILE, _PERCEPTRON = "layer-{}.ubj.gz", "layer-perceptron"
 #: Log residuals beyond this count linearly, those of single layers beyond its double.
 _ROBUST: Final = 0.15
 #: Weight of an engine's timed layers together, in engines.
@@ -40,10 +43,15 @@ _LAYERS_WEIGHT: Final = 5.0
 _LARGEST_SHARE: Final = 0.5
 #: Sums of layer times this far from the latency were not timed under like conditions.
 _COMPLETE: Final = (0.6, 1.6)
+#: What an engine's layers take of its log residual, at most.
+_LARGEST_LEFT: Final = 0.3
 #: The factor stays within exp(+-6).
 _FARTHEST: Final = 6.0
-#: Spread of a layer's log factor for each unit its members lie apart, seen on lineages held out.
-_SPREAD: Final = 3.0
+#: The perceptron's share of the answer, how far it moves the trees' at most, and the spread of a layer's log factor for
+#: each unit that they lie apart; chosen on lineages held out.
+_SHARE, _FARTHEST_APART, _SPREAD = 0.25, 1.0, 1.5
+#: Layers of a step of the perceptron, at least and at most, and steps of each pass between those.
+_BATCH, _STEPS = (32, 1024), 256
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -68,23 +76,24 @@ class LayerTargets:
 
 
 @dataclass
-class LayerTrees:
+class LayerStage:
     """Factor of each layer on its physical time.
 
     Attributes:
         drop: Feature groups left out.
-        rounds: Trees of each member.
-        members: Boosters whose mean answers.
-        seed: Of the rows and columns each tree sees.
+        rounds: Trees of each booster.
+        members: Boosters whose mean is the trees' answer.
+        seed: Of the rows and columns each tree sees, and of the perceptron.
     """
 
     drop: tuple[str, ...] = ()
-    rounds: int = 300
+    rounds: int = 80
     members: int = 2
     seed: int = 0
     boosters_: list[xgb.Booster] = field(default_factory=list)
+    perceptron_: Perceptron = field(default_factory=Perceptron)
 
-    def fit(self, layers: pd.DataFrame, targets: LayerTargets) -> LayerTrees:
+    def fit(self, layers: pd.DataFrame, targets: LayerTargets) -> LayerStage:
         """Fits on the layers of measured engines.
 
         Args:
@@ -96,60 +105,71 @@ class LayerTrees:
         features = self._features(layers.iloc[first])
         # Without names, which each round would compare again.
         data = xgb.DMatrix(features.to_numpy(), base_margin=np.zeros(len(first)))
-        self.boosters_ = []
+        self.boosters_, margins = [], []
         for member in range(self.members):
             booster = xgb.Booster({**_SETTINGS, "seed": self.seed * self.members + member}, [data])
             for step in range(self.rounds):
                 slope, curvature = problem.slopes(booster.predict(data, output_margin=True, training=True))
                 booster.boost(data, step, grad=slope, hess=curvature)
+            margins.append(booster.predict(data, output_margin=True))
             booster.feature_names = list(features.columns)
             self.boosters_.append(booster)
+        target, weight = problem.lessons(np.mean(margins, axis=0, dtype=float))
+        batch = int(np.clip(len(first) // _STEPS, *_BATCH))
+        self.perceptron_ = Perceptron(hidden=(128, 128), epochs=15, batch=batch, smooth=0.2, seed=self.seed)
+        self.perceptron_.fit(features, target, weight)
         return self
 
     def factor(self, layers: pd.DataFrame) -> tuple[Array, Array]:
-        """Factor on the physical time of each layer, and how far the members' logarithms lie apart; shape (n_layers,).
+        """Factor on the physical time of each layer, and how far trees and perceptron lie from their middle.
 
-        Of a time whose logarithm spreads by s around m, exp(m - s^2) has the least expected relative error.
+        The distance is of logarithms. Of a time whose logarithm spreads by s around m, exp(m - s^2) has the least
+        expected relative error. Shape (n_layers,) each.
         """
         index, first = distinct(layers)
-        data = xgb.DMatrix(self._features(layers.iloc[first]), base_margin=np.zeros(len(first)))
-        margins = np.array([booster.predict(data, output_margin=True) for booster in self.boosters_], float)
-        apart = margins.std(axis=0)
-        lowered = margins.mean(axis=0) - np.minimum((_SPREAD * apart) ** 2, 1.0)
-        return np.exp(np.clip(lowered, -_FARTHEST, _FARTHEST))[index], apart[index]
+        features = self._features(layers.iloc[first])
+        data = xgb.DMatrix(features, base_margin=np.zeros(len(first)))
+        trees = np.mean([b.predict(data, output_margin=True) for b in self.boosters_], axis=0, dtype=float)
+        gap = np.clip(self.perceptron_.predict(features) - trees, -_FARTHEST_APART, _FARTHEST_APART)
+        apart = np.abs(gap) / 2
+        made = trees + _SHARE * gap - (_SPREAD * apart) ** 2
+        return np.exp(np.clip(made, -_FARTHEST, _FARTHEST))[index], apart[index]
 
     def _features(self, layers: pd.DataFrame) -> pd.DataFrame:
         return without_groups(layer_features(layers), self.drop).astype(np.float32)
 
-    def save(self, folder: Path) -> list[str]:
-        """Writes each member in XGBoost's own format, compressed; returns the SHA-256 of each file."""
-        digests = []
+    def save(self, folder: Path) -> dict[str, str]:
+        """Writes boosters in XGBoost's own format, compressed, and the perceptron; returns the SHA-256 of each file."""
         for member, booster in enumerate(self.boosters_):
             content = gzip.compress(bytes(booster.save_raw("ubj")), mtime=0)
             (folder / _FILE.format(member)).write_bytes(content)
-            digests.append(hashlib.sha256(content).hexdigest())
-        return digests
+        self.perceptron_.save(folder / _PERCEPTRON)
+        files = [folder / _FILE.format(member) for member in range(len(self.boosters_))]
+        files += sorted((folder / _PERCEPTRON).iterdir())
+        return {path.relative_to(folder).as_posix(): hashlib.sha256(path.read_bytes()).hexdigest() for path in files}
 
     @classmethod
-    def load(cls, folder: Path, drop: tuple[str, ...], digests: Sequence[str]) -> LayerTrees:
+    def load(cls, folder: Path, drop: tuple[str, ...], digests: Mapping[str, str]) -> LayerStage:
         """Reads what `save` wrote.
 
         Raises:
             FormatError: A file is missing or another.
         """
         boosters = []
-        for member, digest in enumerate(digests):
-            path = folder / _FILE.format(member)
+        for name, digest in digests.items():
+            path = folder / name
             if not path.exists():
                 raise FormatError(f"{path}: is missing; copy the whole predictor folder, or train it again")
             content = path.read_bytes()
             # XGBoost reads some damaged files beyond their end and takes the process with it.
             if hashlib.sha256(content).hexdigest() != digest:
                 raise FormatError(f"{path}: is damaged; copy the predictor again, or train it again")
-            booster = xgb.Booster()
-            booster.load_model(bytearray(gzip.decompress(content)))
-            boosters.append(booster)
-        return cls(drop=drop, members=len(boosters), boosters_=boosters)
+            if path.parent == folder:
+                booster = xgb.Booster()
+                booster.load_model(bytearray(gzip.decompress(content)))
+                boosters.append(booster)
+        perceptron = Perceptron.load(folder / _PERCEPTRON)
+        return cls(drop=drop, members=len(boosters), boosters_=boosters, perceptron_=perceptron)
 
 
 def distinct(layers: pd.DataFrame) -> tuple[Array, Array]:
@@ -188,6 +208,20 @@ class _Problem:
         # Layers move together: the share itself, not its square, keeps a step from going too far.
         curvature = (self._transposed @ pull) * time + hold
         return slope, np.maximum(curvature, 1e-4)
+
+    def lessons(self, margin: Array) -> tuple[Array, Array]:
+        """Log factor of each distinct layer as its times and its engines have it, and its weight.
+
+        Engines share out what `margin`, an answer that is nearly right, leaves of their latencies.
+        """
+        time = self._base * np.exp(np.clip(margin, -_FARTHEST, _FARTHEST))
+        total = self._counts @ time + self._added
+        pull = self._weight / total
+        share = (self._transposed @ pull) * time
+        left = (self._transposed @ (pull * (self._log_latency - np.log(total)))) * time / np.maximum(share, 1e-12)
+        weight = self._layer_weight + share
+        told = self._layer_weight * self._log_factor + share * (margin + np.clip(left, -_LARGEST_LEFT, _LARGEST_LEFT))
+        return told / weight, weight
 
 
 def _timed_shares(targets: LayerTargets) -> tuple[Array, Array]:

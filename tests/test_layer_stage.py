@@ -1,4 +1,4 @@
-"""Layer trees learn each layer's factor from timed layers, and from totals where no layer was timed."""
+"""The layer stage learns each layer's factor from timed layers, and from totals where no layer was timed."""
 
 from __future__ import annotations
 
@@ -7,12 +7,14 @@ from pathlib import Path
 import numpy as np
 import pandas as pd
 import pytest
+import xgboost as xgb
 
 from perfpred.dataset import engine_frame, layer_frame
 from perfpred.errors import FormatError
+from perfpred.features import layer_features
 from perfpred.group import conv_layer
 from perfpred.instances import layer_instances
-from perfpred.layer_trees import LayerTargets, LayerTrees, distinct
+from perfpred.layer_stage import LayerStage, LayerTargets, _Problem, distinct
 
 #: What the kernels make of a layer: plain 3x3 and pointwise convolutions, and depthwise ones.
 _FACTOR = {3: 2.0, 1: 5.0, "depthwise": 9.0}
@@ -56,7 +58,7 @@ def _measured(n: int, seed: int) -> tuple[pd.DataFrame, LayerTargets]:
 
 def test_factors_come_from_layers_and_from_totals(tmp_path: Path) -> None:
     layers, targets = _measured(150, seed=0)
-    trees = LayerTrees(rounds=120).fit(layers, targets)
+    trees = LayerStage(rounds=120).fit(layers, targets)
     asked, truth = _measured(40, seed=1)
     factor, apart = trees.factor(asked)
     law = _law(asked)
@@ -70,12 +72,12 @@ def test_factors_come_from_layers_and_from_totals(tmp_path: Path) -> None:
     # Members agree best on what was timed itself.
     assert apart[np.isclose(law, _FACTOR[3])].mean() < apart[np.isclose(law, _FACTOR["depthwise"])].mean()
     digests = trees.save(tmp_path)
-    np.testing.assert_array_equal(LayerTrees.load(tmp_path, (), digests).factor(asked), (factor, apart))
+    np.testing.assert_array_equal(LayerStage.load(tmp_path, (), digests).factor(asked), (factor, apart))
 
 
 def test_the_same_seed_gives_the_same_trees() -> None:
     layers, targets = _measured(20, seed=0)
-    first, again, other = (LayerTrees(rounds=5, seed=s).fit(layers, targets).factor(layers)[0] for s in (3, 3, 4))
+    first, again, other = (LayerStage(rounds=5, seed=s).fit(layers, targets).factor(layers)[0] for s in (3, 3, 4))
     np.testing.assert_array_equal(first, again)
     assert (first != other).any()
 
@@ -84,7 +86,7 @@ def test_layer_times_taken_under_other_conditions_are_left_out() -> None:
     layers, targets = _measured(20, seed=0)
     odd = LayerTargets(**{**vars(targets), "layer_s": targets.layer_s * 10})
     none = LayerTargets(**{**vars(targets), "layer_s": np.full(len(layers), np.nan)})
-    made = [LayerTrees(rounds=5).fit(layers, t).factor(layers)[0] for t in (odd, none)]
+    made = [LayerStage(rounds=5).fit(layers, t).factor(layers)[0] for t in (odd, none)]
     np.testing.assert_array_equal(*made)
 
 
@@ -100,14 +102,29 @@ def test_distinct_layers_keep_what_features_see() -> None:
 
 def test_a_missing_file_is_one_line(tmp_path: Path) -> None:
     with pytest.raises(FormatError, match="is missing; copy the whole predictor folder"):
-        LayerTrees.load(tmp_path, (), [""])
+        LayerStage.load(tmp_path, (), {"layer-0.ubj.gz": ""})
 
 
 def test_where_members_disagree_the_answer_is_below_their_mean_and_never_far_below() -> None:
     layers, targets = _measured(30, seed=0)
-    trees = LayerTrees(rounds=15).fit(layers, targets)
-    factor, apart = trees.factor(layers)
-    alone = [LayerTrees(boosters_=[booster]).factor(layers)[0] for booster in trees.boosters_]
-    lowered = np.log(factor) - np.log(alone).mean(axis=0)
-    np.testing.assert_allclose(lowered, -np.minimum((3 * apart) ** 2, 1), atol=1e-5)
+    stage = LayerStage(rounds=15).fit(layers, targets)
+    factor, apart = stage.factor(layers)
+    features = layer_features(layers).astype(np.float32)
+    asked = xgb.DMatrix(features, base_margin=np.zeros(len(features)))
+    trees = np.mean([booster.predict(asked, output_margin=True) for booster in stage.boosters_], axis=0)
+    gap = np.clip(stage.perceptron_.predict(features) - trees, -1, 1)
+    np.testing.assert_allclose(apart, np.abs(gap) / 2, atol=1e-5)
+    lowered = np.log(factor) - (trees + gap / 4)
+    np.testing.assert_allclose(lowered, -((1.5 * apart) ** 2), atol=1e-5)
     assert lowered.min() < -1e-4
+
+
+def test_the_perceptron_learns_totals_where_nothing_was_timed() -> None:
+    """Of trees that are off by the same everywhere, most of it is taken back."""
+    layers, targets = _measured(30, seed=0)
+    index, first = distinct(layers)
+    untimed = LayerTargets(**{**vars(targets), "layer_s": np.full(len(layers), np.nan)})
+    truth = np.log(_law(layers))[first]
+    told, weight = _Problem(index, first, untimed).lessons(truth - 0.3)
+    np.testing.assert_allclose(told, truth, atol=0.15)
+    assert (weight > 0).all()
