@@ -9,9 +9,9 @@ DEV := $(VENV)/dev.installed
 # Threads of numerical libraries would compete with the test workers.
 export OMP_NUM_THREADS ?= 1
 
-# `make experiments` has 60 minutes of one core: half an hour of two. About what each takes, in such minutes:
-#   accuracy 12, ablation 10, transfer 8, conv_layers 4, fusion_agreement 4, published 2.5, scale 2, import 1.5,
-#   cuda_launches and nondeterminism 1 each, the others 2.5 together.
+# `make experiments` is to take half an hour of two cores. On two threads of a slow server core the experiments of one
+# process took 13 minutes together, fusion_agreement 5 and accuracy about 20: there it does not fit, and ablation,
+# transfer, published and conv_layers come on top.
 # Where all rows would take longer, a script takes a sample with a fixed seed, says so in its text, and takes more with
 # --full, --engines or --select. `campaign_plans` and `published_headlines` make data, not results; the datasets' pages
 # say when.
@@ -28,7 +28,7 @@ help:
 	@echo "make demo         measure, train and predict on this CPU; leaves .demo/report.html"
 	@echo "make test         ruff, mypy and all tests"
 	@echo "make check        ruff, mypy and the fast tests"
-	@echo "make experiments  all results of experiments/ again, in half an hour"
+	@echo "make experiments  all results of experiments/ again; half an hour or more"
 	@echo "make lint         ruff and mypy"
 	@echo "make format       let ruff format the code"
 
