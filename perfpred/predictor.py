@@ -300,7 +300,7 @@ class LatencyPredictor:
                 contrast_=Contrast.from_dict(manifest["contrast"]),
                 facts_=manifest["facts"],
             )
-        except (KeyError, TypeError, ValueError) as error:
+        except (AttributeError, KeyError, TypeError, ValueError) as error:
             raise FormatError(
                 f"{path / 'manifest.json'}: lacks or garbles {error}; train the predictor again"
             ) from error

@@ -101,6 +101,9 @@ def test_predictor_folders_survive_no_cut(tmp_path: Path, monkeypatch: pytest.Mo
         manifest.write_text(json.dumps({k: v for k, v in content.items() if k != key}))
         with pytest.raises(FormatError, match="train the predictor again"):
             LatencyPredictor.load(tmp_path / "p")
+    manifest.write_text(json.dumps(content | {"stages": content["stages"] | {"layer_stage": ["layer-0.ubj.gz"]}}))
+    with pytest.raises(FormatError, match="train the predictor again"):
+        LatencyPredictor.load(tmp_path / "p")
     manifest.write_text(json.dumps(content))
     for name in ("layer-1.ubj.gz", "layer-perceptron/perceptron.npz"):
         part = tmp_path / "p" / name
