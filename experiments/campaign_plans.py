@@ -101,7 +101,7 @@ def gpu_jobs(network: CorpusNetwork, flops: float, place: int) -> Iterator[tuple
 
 
 def probe_units(network: CorpusNetwork) -> list[Unit]:
-    """Units of one probe on a GPU: the whole of it and its partitions, both precisions, batches of one and of eight."""
+    """Units of one probe on a GPU: the whole of it and its partitions, all precisions, batches of one and of eight."""
     name = network.name
     first = int(4 * draw(name, "partition"))
     some, other, third, last = (PARTITIONS[1 + (first + i) % 4] for i in range(4))
@@ -112,6 +112,8 @@ def probe_units(network: CorpusNetwork) -> list[Unit]:
         Unit(network=name, precision="fp16", sm_count=third, batch_size=8, layers=True),
         Unit(network=name, precision="fp16", sm_count=last, layers=True),
         Unit(network=name, precision="tf32", sm_count=third, layers=True),
+        Unit(network=name, precision="fp32", sm_count=choose(name, "fp32", (None, last)), layers=True),
+        Unit(network=name, precision="fp32", sm_count=some, layers=True),
     ]
 
 

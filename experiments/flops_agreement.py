@@ -1,26 +1,28 @@
 """Do our FLOPs and parameters agree with a well-kept counter and with published figures?
 
-Command: PERFPRED_REFERENCE_DATA=... python experiments/flops_agreement.py
+Command: PERFPRED_REFERENCE_DATA=... python experiments/flops_agreement.py [--full]
 Output: experiments/results/flops_agreement.csv, flops_published.csv and flops_agreement.md
 Command: python experiments/flops_agreement.py count [--networks 160]
 Output: experiments/results/flops_counter.csv; needs the extra zoo
 
 The second command counts corpus networks with `torch.utils.flop_counter` (matrix products, convolutions and
-attention; 2 per multiply-accumulate). The first infers shapes and cost of every corpus network, names operators without
-a rule, and compares with that file, with the published figures below and, where PERFPRED_REFERENCE_DATA names the
-reference folder, with its own count `zoo_stats.csv`.
+attention; 2 per multiply-accumulate). The first infers shapes and cost of corpus networks, names operators without a
+rule, and compares with that file, with the published figures below and, where PERFPRED_REFERENCE_DATA names the
+reference folder, with its own count `zoo_stats.csv`. It takes the networks of those, and some of every lineage besides;
+with --full all.
 """
 
 from __future__ import annotations
 
 import argparse
 import csv
-import os
 import time
 import warnings
+from collections.abc import Sequence
 from pathlib import Path
 
 import pandas as pd
+from written import RESULTS, reference_data
 
 from perfpred.corpus import Corpus, name_of
 from perfpred.cost import network_cost, node_kind
@@ -28,9 +30,10 @@ from perfpred.group import node_geometry
 from perfpred.layer import Node
 from perfpred.network import Network, load_network
 
-RESULTS = Path(__file__).parent / "results"
 COUNTED = RESULTS / "flops_counter.csv"
 TOLERANCE = 0.01
+#: Networks spread over the lineages, besides those that others counted too.
+SAMPLE = 200
 
 _TORCHVISION = "torchvision 0.29.1, metadata of the weights"
 #: Published parameters in millions and giga-multiply-accumulates at the corpus input size.
@@ -77,10 +80,24 @@ def matrix_flops(node: Node) -> int:
     return 2 * products * size["m"] * size["n"] * size["k"] * size["groups"] * size.get("steps", 1)
 
 
-def costs(corpus: Corpus) -> pd.DataFrame:
-    """Infer shapes and cost of every network of the corpus; one row a network, errors in `note`."""
+def chosen(corpus: Corpus, *, full: bool) -> list[str]:
+    """Names of the networks that are costed: all, or those that others counted too and a sample of the lineages."""
+    if full:
+        return [entry.name for entry in corpus]
+    names = {entry.name for entry in corpus.sample(SAMPLE)} | PUBLISHED.keys()
+    names |= set(pd.read_csv(COUNTED)["name"]) if COUNTED.exists() else set()
+    if reference := reference_data():
+        counted = pd.read_csv(reference / "zoo_stats.csv")
+        names |= {
+            name for row in counted.itertuples() for name in (name_of(row.zoo), f"{name_of(row.zoo)}@{row.input_h}")
+        }
+    return [entry.name for entry in corpus if entry.name in names]
+
+
+def costs(corpus: Corpus, names: Sequence[str]) -> pd.DataFrame:
+    """Infer shapes and cost of networks of the corpus; one row a network."""
     rows = []
-    for entry in corpus:
+    for entry in map(corpus.__getitem__, names):
         model = corpus.model(entry.name)
         start = time.perf_counter()
         network: Network = load_network(model, batch_size=1, name=entry.name)
@@ -144,17 +161,18 @@ def count(networks: int) -> None:
         writer.writerows(rows[name] for name in sorted(rows))
 
 
-def compare() -> None:
-    """Cost the corpus, compare, write the tables and the paragraph."""
+def compare(*, full: bool) -> None:
+    """Cost the corpus or a part of it, compare, write the tables and the paragraph."""
     corpus = Corpus.load()
-    found = costs(corpus).set_index("name")
+    names = chosen(corpus, full=full)
+    found = costs(corpus, names).set_index("name")
     RESULTS.mkdir(exist_ok=True)
     lines = [
         "# FLOPs and parameters against others' counts",
         "",
-        "`python experiments/flops_agreement.py`",
+        f"`python experiments/flops_agreement.py{' --full' if full else ''}`",
         "",
-        f"Corpus: {len(found)} networks of {found['family'].nunique()} families and "
+        f"{len(found)} of {len(corpus)} networks of the corpus, of {found['family'].nunique()} families and "
         f"{found['lineage'].nunique()} lineages; {int(found['nodes'].sum())} nodes. Shape inference took "
         f"{found['shapes_s'].sum():.1f} s and cost {found['cost_s'].sum():.1f} s in one process; networks with an "
         f"operator without a rule: {int((found['without_rule'] != '').sum())}.",
@@ -177,11 +195,8 @@ def compare() -> None:
             *([""] if len(good) < len(both) else []),
         ]
     lines += published(found)
-    reference = os.environ.get("PERFPRED_REFERENCE_DATA")
-    if reference:
-        lines += zoo_stats(found, Path(reference) / "zoo_stats.csv")
-    else:
-        print("PERFPRED_REFERENCE_DATA is not set: zoo_stats.csv is left out")
+    if reference := reference_data():
+        lines += zoo_stats(found, reference / "zoo_stats.csv")
     (RESULTS / "flops_agreement.md").write_text("\n".join(lines) + "\n", encoding="utf-8")
     print("\n".join(lines))
 
@@ -226,5 +241,6 @@ if __name__ == "__main__":
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("command", nargs="?", choices=("compare", "count"), default="compare")
     parser.add_argument("--networks", type=int, default=160, help="networks to count, spread over the lineages")
+    parser.add_argument("--full", action="store_true", help="compare all networks of the corpus")
     arguments = parser.parse_args()
-    count(arguments.networks) if arguments.command == "count" else compare()
+    count(arguments.networks) if arguments.command == "count" else compare(full=arguments.full)
