@@ -4,15 +4,15 @@ Command: PERFPRED_REFERENCE_DATA=... python experiments/accuracy.py [--published
          python experiments/accuracy.py --full [--protocol lineage ...]
 Output: experiments/results/accuracy.csv, .json, .md and .png; accuracy_full.* with --full
 
-Grouped splits alone, five folds: whole lineages, whole families, or whole devices and partition sizes are left out.
+Grouped splits alone, three folds: whole lineages, whole families, or whole devices and partition sizes are left out.
 Every baseline is calibrated on the same training rows, per device, precision and latency kind, on the nodes as the
 network has them and on the fused layers. Places left out overlap: a row counts for its device and for its partition.
 The predictor is compared with the baseline that turned out best on the tested rows themselves, which favours the
-baselines. Of a measured dataset of more engines than `ENGINES` a sample with a fixed seed is trained on and scored,
-which keeps every lineage. `--full` trains on and scores all engines of those datasets, up to half an hour of a core for
-each protocol; lines of protocols not asked for stay if they were made of the same data. Without reference data the
-measured datasets alone are scored; `--published` names the folder where `perfpred import published` already wrote the
-published tables.
+baselines. Of each dataset a sample with a fixed seed, which keeps every lineage, is trained on and scored. `--full`
+trains on and scores all engines, in five folds, up to half an hour of a core for each protocol; lines of protocols not
+asked for stay if they were made of the same data, and `--dataset` leaves others out. Without reference data the measured
+datasets alone are scored; `--published` names the folder where `perfpred import published` already wrote the published
+tables.
 """
 
 from __future__ import annotations
@@ -40,9 +40,11 @@ MEASURED = ("gpu-onnxruntime", "cpu-onnxruntime")
 PUBLISHED = "published TensorRT"
 TABLES = ("tensorrt_published.csv", "tensorrt_published_detectors.csv")
 PROTOCOLS = ("lineage", "family", "device")
-#: Engines of a measured dataset that are trained on and scored, at most, unless all are asked for.
-ENGINES = 500
-FOLDS = 5
+#: Engines of a measured dataset that are trained on and scored, at most, and folds that they are dealt to; published ones
+#: are on many devices.
+ENGINES, PUBLISHED_ENGINES, FOLDS = 350, 600, 3
+#: Folds where all engines are asked for.
+FULL_FOLDS = 5
 SEED = 0
 CELL = ["dataset", "protocol", "latency_kind"]
 SCORES = [
@@ -127,12 +129,14 @@ def drawn(dataset: Dataset, most: int | None) -> Dataset:
     return rows if most is None else subset(rows, sampled(rows.engines, most, SEED))
 
 
-def evaluated(name: str, dataset: Dataset, protocol: str, most: int | None) -> dict[str, pd.DataFrame] | None:
+def evaluated(name: str, dataset: Dataset, protocol: str, *, full: bool) -> dict[str, pd.DataFrame] | None:
     """All tables of one dataset under one protocol; `None` where the dataset has too few groups."""
+    most = PUBLISHED_ENGINES if name == PUBLISHED else ENGINES
     begun, among = time.monotonic(), len(scorable(dataset).engines)
-    part = drawn(dataset, most)
+    part = drawn(dataset, None if full else most)
     try:
-        found = evaluate([LatencyPredictor()], part, protocol=protocol, folds=FOLDS, seed=SEED, n_jobs=-1)
+        folds = FULL_FOLDS if full else FOLDS
+        found = evaluate([LatencyPredictor()], part, protocol=protocol, folds=folds, seed=SEED, n_jobs=-1)
     except DatasetError as error:
         print(f"{name}: {error}")
         return None
@@ -148,16 +152,19 @@ def evaluated(name: str, dataset: Dataset, protocol: str, most: int | None) -> d
     return {key: table.assign(**about) for key, table in made.items()}
 
 
-def earlier(asked: Sequence[str], digests: Sequence[str]) -> list[dict[str, pd.DataFrame]]:
-    """Tables that `--full` left of protocols that are not asked for, if they were made of the same data."""
+def earlier(asked: Sequence[tuple[str, str]], digests: Sequence[str]) -> list[dict[str, pd.DataFrame]]:
+    """Tables that `--full` left of what is not asked for, a dataset and a protocol each, if made of the same data."""
     stored = RESULTS / "accuracy_full.json"
     found = json.loads(stored.read_text())["tables"] if stored.exists() else {}
     tables = {key: pd.DataFrame(found.get(caption, [])) for key, caption in TABLES_OF.items()}
     if tables["scores"].empty:
         return []
-    return [
-        {key: t[~t["protocol"].isin(asked) & t["data"].isin(digests)] if len(t) else t for key, t in tables.items()}
-    ]
+
+    def kept(table: pd.DataFrame) -> pd.DataFrame:
+        again = [cell in asked for cell in zip(table["dataset"], table["protocol"], strict=True)]
+        return table[~np.array(again, bool) & table["data"].isin(digests)]
+
+    return [{key: kept(table) if len(table) else table for key, table in tables.items()}]
 
 
 def findings(scores: pd.DataFrame, ratio: pd.DataFrame) -> list[str]:
@@ -241,18 +248,19 @@ def main() -> None:
     """Scores every dataset under every protocol, or all engines of the large ones."""
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("--published", metavar="DATASET", help="folder where the published tables are imported")
-    parser.add_argument("--full", action="store_true", help="all engines of datasets that are sampled otherwise")
+    parser.add_argument("--full", action="store_true", help="all engines")
     parser.add_argument("--protocol", nargs="*", default=list(PROTOCOLS), choices=PROTOCOLS, help="with --full")
+    parser.add_argument("--dataset", nargs="*", default=[*MEASURED, PUBLISHED], help="with --full")
     given = parser.parse_args()
+    every = list(datasets(given.published))
     if not given.full:
-        every = ((*source, protocol) for source in datasets(given.published) for protocol in PROTOCOLS)
-        most = dict.fromkeys(MEASURED, ENGINES)
-        report([tables for one in every if (tables := evaluated(*one, most.get(one[0])))])
+        cells = ((*source, protocol) for source in every for protocol in PROTOCOLS)
+        report([tables for one in cells if (tables := evaluated(*one, full=False))])
         return
-    large = [(name, found) for name, found in measured() if len(scorable(found).engines) > ENGINES]
-    made = earlier(given.protocol, [found.digest() for _, found in large])
-    for protocol in given.protocol:
-        made += [tables for source in large if (tables := evaluated(*source, protocol, None))]
+    asked = [(*source, protocol) for protocol in given.protocol for source in every if source[0] in given.dataset]
+    made = earlier([(name, protocol) for name, _, protocol in asked], [found.digest() for _, found in every])
+    for one in asked:
+        made += [tables] if (tables := evaluated(*one, full=True)) else []
         report(made, full=True)
 
 

@@ -323,7 +323,7 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--builder", choices=[*TARGETS], action="append", help="only these builders")
     parser.add_argument(
-        "--select", default="sample:66", help="corpus selection, two networks of each lineage by default"
+        "--select", default="sample:34", help="corpus selection, one network of each lineage by default"
     )
     parser.add_argument(
         "--cache", type=Path, default=Path(tempfile.gettempdir()) / "perfpred-fusion", help="kept builds"

@@ -219,9 +219,9 @@ def _without(rows: Rows, every: Sequence[np.ndarray]) -> list[tuple[np.ndarray, 
         baselines = {}
         for level in LEVELS:
             (inside, known), (unseen, unknown) = rows.take(~test, level), rows.take(test, level)
-            for name in BASELINES:
-                fitted = fit_groups(name, inside, known["latency_s"].to_numpy(float), list(cell_of(known)))
-                baselines[f"{level} {name}"] = predict_groups(fitted, unseen, list(cell_of(unknown)))
+            fitted = fit_groups(BASELINES, inside, known["latency_s"].to_numpy(float), list(cell_of(known)))
+            told = predict_groups(fitted, unseen, list(cell_of(unknown)))
+            baselines |= {f"{level} {name}": values for name, values in told.items()}
         found.append((np.exp(stage.predict(*asked)), stage.spread(*asked), baselines))
     return found
 

@@ -3,14 +3,13 @@
 Command: PERFPRED_REFERENCE_DATA=... python experiments/transfer.py [--published DATASET]
 Output: experiments/results/transfer.csv, .json, .md, .png and learning_curve.png
 
-On our GPU rows, and on the published TensorRT tables where the reference data are given (`--published` names the
-folder where `perfpred import published` already wrote them). Learning curve: in each of three folds of whole lineages,
-the predictor is trained on all engines of a random choice of the other lineages' networks, more and more of them, and
-scored on the fold; probes are left out. Transfer: each device and partition size of our rows, and each published
-Jetson, is left out in turn, k of its networks are measured, and its other networks are scored; k = 0 is the
-specification alone. Of our rows a sample with a fixed seed that keeps every lineage is scored, and in transfer trained
-on. The roofline and the latency on the nearest device have one
-scale from the same measurements. Which networks to measure first: those that tell most of a linear correction
+On a sample of our GPU rows with a fixed seed, which keeps every lineage, and on the published TensorRT tables where the
+reference data are given (`--published` names the folder where `perfpred import published` already wrote them); probes
+are left out. Learning curve: in each of three folds of whole lineages, the predictor is trained on the engines of a
+random choice of the other lineages' networks, more and more of them, and scored on the fold. Transfer: each device and
+partition size of our rows, and each published Jetson, is left out in turn, k of its networks are measured, and its other
+networks are scored; k = 0 is the specification alone. The roofline and the latency on the nearest device have one scale
+from the same measurements. Which networks to measure first: those that tell most of a linear correction
 (`perfpred.transfer.most_telling`, from work, weights and layers alone) against random ones.
 """
 
@@ -37,7 +36,7 @@ from perfpred.splits import Split, networks, scorable, splits, subset
 from perfpred.transfer import choose_calibration, kshot, most_telling
 
 DATASET = "gpu-onnxruntime"
-ENGINES = 600
+ENGINES = 450
 SEED = 0
 FOLDS = 3
 TRAINING_NETWORKS = (10, 40, 160, 320)
@@ -62,26 +61,20 @@ class Kept(LatencyPredictor):
         return self
 
 
-def learned(rows: Dataset, tested: np.ndarray) -> pd.DataFrame:
-    """Error on each fold of lineages after training on some networks of the others.
-
-    Args:
-        rows: All engines.
-        tested: Positions of those that are scored.
-    """
-    judged = ~probes(rows.engines)
+def learned(rows: Dataset) -> pd.DataFrame:
+    """Error on each fold of lineages after training on some networks of the others."""
     network = networks(rows.engines).to_numpy()
     random = np.random.default_rng(SEED)
     asked = []
     for split in splits(rows.engines, "lineage", folds=FOLDS, seed=SEED):
-        train, test = split.train[judged[split.train]], np.intersect1d(split.test, tested)
-        there = np.unique(network[train])
+        there = np.unique(network[split.train])
         counts = [n for n in TRAINING_NETWORKS if n < len(there)]
         for count in counts if len(counts) == len(TRAINING_NETWORKS) else [*counts, len(there)]:
             for choice in range(CHOICES if count < min(len(there), max(TRAINING_NETWORKS)) else 1):
-                chosen = train[np.isin(network[train], random.choice(there, count, replace=False))]
+                picked = random.choice(there, count, replace=False)
+                chosen = split.train[np.isin(network[split.train], picked)]
                 about = {"fold": split.name, "networks": str(count if count < len(there) else "all"), "choice": choice}
-                asked.append((about, subset(rows, chosen), subset(rows, test)))
+                asked.append((about, subset(rows, chosen), subset(rows, split.test)))
     return pd.DataFrame(Parallel(n_jobs=-1)(delayed(_learned)(*one) for one in reversed(asked)))
 
 
@@ -278,14 +271,15 @@ def report(found: dict[str, tuple[str, pd.DataFrame, pd.DataFrame]]) -> None:
     print("\n".join(said))
 
 
-def sources(imported: str | None) -> Iterator[tuple[str, Dataset, np.ndarray]]:
-    """Name and rows of each dataset, and the positions of those that are scored."""
+def sources(imported: str | None) -> Iterator[tuple[str, Dataset, int]]:
+    """Name and rows of each dataset, and the engines that the rows were drawn from."""
     rows = scorable(Dataset.read(datasets_folder() / DATASET))
-    yield DATASET, rows, sampled(rows.engines, ENGINES, SEED)
+    rows = subset(rows, np.flatnonzero(~probes(rows.engines)))
+    yield DATASET, subset(rows, sampled(rows.engines, ENGINES, SEED)), len(rows.engines)
     published = published_dataset(imported)
     if published is not None:
         rows = scorable(published)
-        yield PUBLISHED, rows, np.arange(len(rows.engines))
+        yield PUBLISHED, rows, len(rows.engines)
 
 
 def main() -> None:
@@ -293,12 +287,10 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("--published", metavar="DATASET", help="folder where the published tables are imported")
     found = {}
-    for name, rows, chosen in sources(parser.parse_args().published):
-        among = len(rows.engines)
-        drawn = (
-            f"{len(chosen)} of {among} engines drawn with seed {SEED}" if len(chosen) < among else f"{among} engines"
-        )
-        found[name] = (drawn, curve(learned(rows, chosen)), measured_first(subset(rows, chosen)))
+    for name, rows, among in sources(parser.parse_args().published):
+        taken = len(rows.engines)
+        drawn = f"{taken} of {among} engines drawn with seed {SEED}" if taken < among else f"{among} engines"
+        found[name] = (drawn, curve(learned(rows)), measured_first(rows))
     report(found)
 
 

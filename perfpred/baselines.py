@@ -7,7 +7,7 @@ Unfitted, the analytic ones are the pure bounds of the specification. Fits minim
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import asdict, dataclass, field, fields
 from typing import Any, Final, Protocol, TypeVar
 
@@ -331,33 +331,41 @@ BASELINES: Final[Mapping[str, Callable[[], Baseline]]] = {
 PURE: Final = ("roofline",)
 
 
-def fit_groups(name: str, instances: pd.DataFrame, latency_s: Array, groups: Sequence[str]) -> dict[str, Baseline]:
-    """Fit one baseline per group of engines, and one on all of them under the empty name.
+def fit_groups(
+    names: Iterable[str], instances: pd.DataFrame, latency_s: Array, groups: Sequence[str]
+) -> dict[str, dict[str, Baseline]]:
+    """Fit baselines per group of engines, and on all of them under the empty name; by name, then group.
 
     Args:
-        name: One of `BASELINES`.
+        names: Of `BASELINES`.
         instances: Layers of all engines.
         latency_s: Shape (n_engines,), in ascending order of `row`.
         groups: The group of each engine, such as `onnxruntime/h100-sxm/fp16`, in the same order.
     """
-    made: dict[str, Baseline] = {}
+    made: dict[str, dict[str, Baseline]] = {name: {} for name in names}
     labels = np.asarray(groups, dtype=object)
     rows, codes = np.unique(instances["row"].to_numpy(), return_inverse=True)
     if len(rows) != len(labels) or len(rows) != len(latency_s):
         raise PredictorError(f"{len(rows)} engines have layers, but {len(latency_s)} latencies, {len(labels)} groups")
-    for group in ("", *dict.fromkeys(groups)):
+    for group in dict.fromkeys(("", *groups)):
         chosen = labels == group if group else np.ones(len(labels), bool)
-        baseline = BASELINES[name]()
-        made[group] = baseline if name in PURE else baseline.fit(instances[chosen[codes]], latency_s[chosen])
+        layers = instances[chosen[codes]]
+        for name, fitted in made.items():
+            baseline = BASELINES[name]()
+            fitted[group] = baseline if name in PURE else baseline.fit(layers, latency_s[chosen])
     return made
 
 
-def predict_groups(fitted: Mapping[str, Baseline], instances: pd.DataFrame, groups: Sequence[str]) -> Array:
-    """Return latencies by each engine's own group; groups that were never fitted take the common fit."""
+def predict_groups(
+    fitted: Mapping[str, Mapping[str, Baseline]], instances: pd.DataFrame, groups: Sequence[str]
+) -> dict[str, Array]:
+    """Return latencies of each baseline by each engine's own group; groups never fitted take the common fit."""
     labels = np.asarray(groups, dtype=object)
     codes = np.unique(instances["row"].to_numpy(), return_inverse=True)[1]
-    made = np.zeros(len(labels))
+    made = {name: np.zeros(len(labels)) for name in fitted}
     for group in dict.fromkeys(groups):
         chosen = labels == group
-        made[chosen] = fitted.get(group, fitted[""]).predict(instances[chosen[codes]])
+        layers = instances[chosen[codes]]
+        for name, by_group in fitted.items():
+            made[name][chosen] = by_group.get(group, by_group[""]).predict(layers)
     return made

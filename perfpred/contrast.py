@@ -29,14 +29,13 @@ class Contrast:
     def fit(self, engines: pd.DataFrame, nodes: pd.DataFrame) -> Contrast:
         """Fits on measured engines; `nodes` are their layer instances at level `node`."""
         latency_s = engines["latency_s"].to_numpy(float)
-        groups = calibration_groups(engines)
-        self.fitted_ = {shown: fit_groups(name, nodes, latency_s, groups) for shown, name in _SHOWN.items()}
+        fitted = fit_groups(_SHOWN.values(), nodes, latency_s, calibration_groups(engines))
+        self.fitted_ = {shown: fitted[name] for shown, name in _SHOWN.items()}
         return self
 
     def predict(self, engines: pd.DataFrame, nodes: pd.DataFrame) -> dict[str, np.ndarray]:
         """Latency of each engine by baseline, seconds."""
-        groups = calibration_groups(engines)
-        return {shown: predict_groups(fitted, nodes, groups) for shown, fitted in self.fitted_.items()}
+        return predict_groups(self.fitted_, nodes, calibration_groups(engines))
 
     def to_dict(self) -> dict[str, Any]:
         """JSON form."""

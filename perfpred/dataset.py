@@ -182,35 +182,38 @@ def concat(parts: Sequence[Dataset]) -> Dataset:
 
 def layer_frame(layers: Iterable[Layer], *, structure: str, level: str) -> pd.DataFrame:
     """Layers as rows of the `layers` table, in graph order."""
-    rows = []
-    for index, layer in enumerate(layers):
-        shapes = {
-            "inputs": [[list(t.shape), t.dtype] for t in layer.inputs],
-            "outputs": [[list(t.shape), t.dtype] for t in layer.outputs],
-        }
-        rows.append(
-            {
-                "structure": structure,
-                "level": level,
-                "layer_index": index,
-                "name": layer.name,
-                "kind": layer.kind,
-                "onnx_nodes": list(layer.onnx_nodes),
-                "op_types": list(layer.op_types),
-                "rule": layer.rule,
-                "dtype": layer.dtype,
-                "n_inputs": len(layer.inputs),
-                "n_outputs": len(layer.outputs),
-                "input_bytes": sum(t.nbytes for t in layer.inputs),
-                "output_bytes": sum(t.nbytes for t in layer.outputs),
-                "weight_bytes": layer.weight_bytes,
-                "flops": layer.flops,
-                "dram_bytes": layer.dram_bytes,
-                "shapes_json": json.dumps(shapes, separators=(",", ":")),
-                **{name: layer.geometry.get(name) for name in GEOMETRY},
-            }
-        )
-    return _conform(pd.DataFrame(rows), "layers")
+    made = list(layers)
+    columns: dict[str, list[Any]] = {
+        "structure": [structure] * len(made),
+        "level": [level] * len(made),
+        "layer_index": list(range(len(made))),
+        "name": [layer.name for layer in made],
+        "kind": [layer.kind for layer in made],
+        "onnx_nodes": [list(layer.onnx_nodes) for layer in made],
+        "op_types": [list(layer.op_types) for layer in made],
+        "rule": [layer.rule for layer in made],
+        "dtype": [layer.dtype for layer in made],
+        "n_inputs": [len(layer.inputs) for layer in made],
+        "n_outputs": [len(layer.outputs) for layer in made],
+        "input_bytes": [sum(t.nbytes for t in layer.inputs) for layer in made],
+        "output_bytes": [sum(t.nbytes for t in layer.outputs) for layer in made],
+        "weight_bytes": [layer.weight_bytes for layer in made],
+        "flops": [layer.flops for layer in made],
+        "dram_bytes": [layer.dram_bytes for layer in made],
+        "shapes_json": [_shapes_json(layer) for layer in made],
+        **{name: [layer.geometry.get(name) for layer in made] for name in GEOMETRY},
+    }
+    # Types are given here, not found out as `_conform` does: a network is two such frames, a dataset thousands.
+    types = {c.name: "Int64" if pa.types.is_integer(c.type) else "object" for c in SCHEMAS["layers"]}
+    return pd.DataFrame({name: pd.Series(columns[name], dtype=types[name]) for name in types})
+
+
+def _shapes_json(layer: Layer) -> str:
+    shapes = {
+        "inputs": [[list(t.shape), t.dtype] for t in layer.inputs],
+        "outputs": [[list(t.shape), t.dtype] for t in layer.outputs],
+    }
+    return json.dumps(shapes, separators=(",", ":"))
 
 
 def engine_frame(rows: Iterable[Mapping[str, Any]]) -> pd.DataFrame:

@@ -186,10 +186,7 @@ def _calibrated(
     groups_asked: np.ndarray,
 ) -> dict[str, np.ndarray]:
     """Baselines fitted within groups on some engines, and what they say of others, seconds."""
-    return {
-        name: predict_groups(fit_groups(name, learned, latency_s, list(groups)), asked, list(groups_asked))
-        for name in names
-    }
+    return predict_groups(fit_groups(names, learned, latency_s, list(groups)), asked, list(groups_asked))
 
 
 def _taken(instances: pd.DataFrame, ends: np.ndarray, rows: np.ndarray) -> pd.DataFrame:

@@ -29,7 +29,7 @@ from perfpred.regressors import Perceptron
 Array = np.ndarray
 
 _SETTINGS: Final[dict[str, Any]] = {
-    "eta": 0.3, "max_depth": 0, "max_leaves": 600, "grow_policy": "lossguide", "min_child_weight": 0.1,
+    "eta": 0.2, "max_depth": 0, "max_leaves": 300, "grow_policy": "lossguide", "min_child_weight": 0.1,
     "subsample": 0.8, "colsample_bytree": 0.4, "lambda": 0.02, "tree_method": "hist", "max_bin": 64,
     "base_score": 0.0, "nthread": 1,
 }  # fmt: skip
@@ -49,9 +49,11 @@ _LARGEST_LEFT: Final = 0.3
 _FARTHEST: Final = 6.0
 #: The perceptron's share of the answer, how far it moves the trees' at most, and the spread of a layer's log factor for
 #: each unit that they lie apart; chosen on lineages held out.
-_SHARE, _FARTHEST_APART, _SPREAD = 0.25, 1.0, 1.5
+_SHARE, _FARTHEST_APART, _SPREAD = 0.5, 1.0, 1.25
 #: Layers of a step of the perceptron, at least and at most, and steps of each pass between those.
 _BATCH, _STEPS = (32, 1024), 256
+#: Layers that the perceptron sees, passes counted, and its passes at least and at most.
+_SEEN, _PASSES = 10_000_000, (20, 40)
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -87,7 +89,7 @@ class LayerStage:
     """
 
     drop: tuple[str, ...] = ()
-    rounds: int = 80
+    rounds: int = 150
     members: int = 2
     seed: int = 0
     boosters_: list[xgb.Booster] = field(default_factory=list)
@@ -116,7 +118,8 @@ class LayerStage:
             self.boosters_.append(booster)
         target, weight = problem.lessons(np.mean(margins, axis=0, dtype=float))
         batch = int(np.clip(len(first) // _STEPS, *_BATCH))
-        self.perceptron_ = Perceptron(hidden=(128, 128), epochs=15, batch=batch, smooth=0.2, seed=self.seed)
+        passes = int(np.clip(_SEEN // len(first), *_PASSES))
+        self.perceptron_ = Perceptron(hidden=(128, 128), epochs=passes, batch=batch, smooth=0.05, seed=self.seed)
         self.perceptron_.fit(features, target, weight)
         return self
 

@@ -12,6 +12,7 @@ import json
 import re
 from collections.abc import Mapping
 from dataclasses import dataclass
+from functools import cached_property
 from pathlib import Path
 from typing import Any, Final
 
@@ -129,7 +130,7 @@ REBUILT: Final[Mapping[tuple[str, str], str]] = {
 }  # fmt: skip
 
 
-@dataclass(frozen=True, slots=True, kw_only=True)
+@dataclass(frozen=True, kw_only=True)
 class Mapped:
     """What a published row's network was mapped to.
 
@@ -146,6 +147,11 @@ class Mapped:
     model: onnx.ModelProto
     family: str = ""
     lineage: str = ""
+
+    @cached_property
+    def network_id(self) -> str:
+        """Key of the graph, whatever its weights."""
+        return structure_id(self.model)
 
 
 class Graphs:
@@ -248,26 +254,25 @@ def dataset_from_published(
         if mapped is None:
             continue
         batch, rules = int(row["batch_size"]), rules_for("tensorrt", on_cpu=False)
-        network_id = structure_id(mapped.model)
-        key = (network_id, batch, mapped.name)
+        key = (mapped.network_id, batch, mapped.name)
         if key not in networks:
             try:
                 networks[key] = load_network(mapped.model, batch_size=batch, name=mapped.name)
             except NetworkError as error:
                 raise DatasetError(f"{csv_path}: line {line}: {error}") from error
-        structure = structure_key(network_id, networks[key], row["precision"], rules)
+        structure = structure_key(mapped.network_id, networks[key], row["precision"], rules)
         if structure not in layers:
             layers[structure] = structure_frame(
                 networks[key], precision=row["precision"], rules=rules, structure=structure
             )
-        engines.append(_engine(row, mapped, structure, network_id))
+        engines.append(_engine(row, mapped, structure))
     return Dataset(
         engines=engine_frame(engines),
         layers=pd.concat(layers.values(), ignore_index=True) if layers else Dataset().layers,
     )
 
 
-def _engine(row: Mapping[str, Any], mapped: Mapped, structure: str, network_id: str) -> dict[str, Any]:
+def _engine(row: Mapping[str, Any], mapped: Mapped, structure: str) -> dict[str, Any]:
     provenance = {c: row[c] for c in ("source", "source_path", "commit", "licence", "network", "note") if row[c]}
     environment = {c: row[c] for c in ("runtime", "jetpack", "power_mode") if row[c]}
     where = ("device", "precision", "batch_size", "input_shape", "runtime", "runtime_version", "jetpack", "power_mode")
@@ -277,7 +282,7 @@ def _engine(row: Mapping[str, Any], mapped: Mapped, structure: str, network_id: 
         "engine_id": hashlib.sha256(identity.encode()).hexdigest()[:16],
         "structure": structure,
         "network": mapped.name,
-        "network_id": network_id,
+        "network_id": mapped.network_id,
         "family": row["family"] or mapped.family or mapped.name,
         "lineage": mapped.lineage or row["family"] or mapped.name,
         "runtime": "tensorrt",

@@ -27,7 +27,7 @@ LAYER_KIND: Final = "layer"
 _FEWEST_LAYERS: Final = 2000
 #: Error of the layer stage for each unit its members lie apart, over the error of physics alone, and the least they lie
 #: apart: both seen on lineages held out.
-_ERROR_OF_LAYERS, _LEAST_APART = 9.0, 0.02
+_ERROR_OF_LAYERS, _LEAST_APART = 10.5, 0.02
 #: Engines that settle the coefficients of the physics where the layer stage follows it.
 _PHYSICS_ENGINES: Final = 1500
 

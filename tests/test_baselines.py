@@ -152,11 +152,13 @@ def test_groups_have_their_own_parameters_and_a_common_fallback() -> None:
     groups = ["a" if row % 2 else "b" for row in range(30)]
     pure = Roofline().predict(instances)
     latency_s = pure * np.array([2.0 if g == "a" else 8.0 for g in groups])
-    fitted = fit_groups("scaled_roofline", instances, latency_s, groups)
-    np.testing.assert_allclose(predict_groups(fitted, instances, groups), latency_s)
-    np.testing.assert_allclose(predict_groups(fitted, instances, ["c"] * 30), pure * 4.0)
+    fitted = fit_groups(["scaled_roofline", "roofline"], instances, latency_s, groups)
+    told = predict_groups(fitted, instances, groups)
+    np.testing.assert_allclose(told["scaled_roofline"], latency_s)
+    np.testing.assert_allclose(told["roofline"], pure)
+    np.testing.assert_allclose(predict_groups(fitted, instances, ["c"] * 30)["scaled_roofline"], pure * 4.0)
     with pytest.raises(PredictorError, match="30 engines have layers, but 30 latencies, 1 groups"):
-        fit_groups("bsp", instances, latency_s, ["a"])
+        fit_groups(["bsp"], instances, latency_s, ["a"])
 
 
 def test_misuse_is_refused() -> None:
