@@ -44,7 +44,7 @@ from perfpred.scores import lineages, probes
 from perfpred.splits import Split, scorable, splits, subset
 
 #: Engines taken of each measured dataset, of the first unless told; of the first the feature groups are ablated too.
-SAMPLES = {"gpu-onnxruntime": 300, "cpu-onnxruntime": 200}
+SAMPLES = {"gpu-onnxruntime": 240, "cpu-onnxruntime": 160}
 SEED = 0
 FOLDS = 3
 DRAWS = 2000
