@@ -124,7 +124,7 @@ class LayerStage:
         return self
 
     def factor(self, layers: pd.DataFrame) -> tuple[Array, Array]:
-        """Factor on the physical time of each layer, and how far trees and perceptron lie from their middle.
+        """Factor on the physical time of each layer, and how far the perceptron lies above the middle of it and the trees.
 
         The distance is of logarithms. Of a time whose logarithm spreads by s around m, exp(m - s^2) has the least
         expected relative error. Shape (n_layers,) each.
@@ -134,7 +134,7 @@ class LayerStage:
         data = xgb.DMatrix(features, base_margin=np.zeros(len(first)))
         trees = np.mean([b.predict(data, output_margin=True) for b in self.boosters_], axis=0, dtype=float)
         gap = np.clip(self.perceptron_.predict(features) - trees, -_FARTHEST_APART, _FARTHEST_APART)
-        apart = np.abs(gap) / 2
+        apart = gap / 2
         made = trees + _SHARE * gap - (_SPREAD * apart) ** 2
         return np.exp(np.clip(made, -_FARTHEST, _FARTHEST))[index], apart[index]
 

@@ -25,9 +25,9 @@ from perfpred.layer_stage import LayerStage, LayerTargets
 LAYER_KIND: Final = "layer"
 #: Fewest timed layers that the layer stage is fitted on: on less, it follows single networks.
 _FEWEST_LAYERS: Final = 2000
-#: Error of the layer stage for each unit its members lie apart, over the error of physics alone, and the least they lie
-#: apart: both seen on lineages held out.
-_ERROR_OF_LAYERS, _LEAST_APART = 10.5, 0.02
+#: Error of the layer stage for each unit its members lie apart, over the error of physics alone, the least they lie
+#: apart, and the share of it that layers don't cancel out: all seen on lineages held out.
+_ERROR_OF_LAYERS, _LEAST_APART, _LASTING = 13.5, 0.02, 0.5
 #: Engines that settle the coefficients of the physics where the layer stage follows it.
 _PHYSICS_ENGINES: Final = 1500
 
@@ -163,8 +163,10 @@ class Stages:
         row, n = layers["row"].to_numpy(int), len(engines)
         total = np.bincount(row, time, n)
         added_s, scale = self.physics_.method(layers, engines)
+        # Where the members lie apart to both sides, an engine's layers make up for each other, in part.
+        sum_apart, each_apart = (np.bincount(row, time * by, n) / total for by in (apart, np.abs(apart)))
         # Over what physics alone is off by: folds of one predictor may differ in stages.
-        spread = _ERROR_OF_LAYERS * np.hypot(_LEAST_APART, np.bincount(row, time * apart, n) / total)
+        spread = _ERROR_OF_LAYERS * np.sqrt(_LEAST_APART**2 + sum_apart**2 + (_LASTING * each_apart) ** 2)
         return time, (total + added_s) * scale, spread
 
     def save(self, folder: Path) -> dict[str, Any]:
