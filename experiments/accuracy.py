@@ -245,7 +245,7 @@ def report(made: Sequence[dict[str, pd.DataFrame]], *, full: bool = False) -> No
 
 
 def main() -> None:
-    """Scores every dataset under every protocol, or all engines of the large ones."""
+    """Scores samples of every dataset under every protocol, or all engines of what is asked for."""
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("--published", metavar="DATASET", help="folder where the published tables are imported")
     parser.add_argument("--full", action="store_true", help="all engines")
