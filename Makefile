@@ -9,9 +9,8 @@ DEV := $(VENV)/dev.installed
 # Threads of numerical libraries would compete with the test workers.
 export OMP_NUM_THREADS ?= 1
 
-# `make experiments` is to take half an hour of two cores. On two threads of a slow server core the experiments of one
-# process took 13 minutes together, fusion_agreement 5 and accuracy about 20: there it does not fit, and ablation,
-# transfer, published and conv_layers come on top.
+# `make experiments` is to take half an hour of two cores; on two threads of a slow server core that has not been shown.
+# There accuracy took 17 core-minutes, cuda_launches 4, fusion_agreement about 5 minutes and import-published 4.
 # Where all rows would take longer, a script takes a sample with a fixed seed, says so in its text, and takes more with
 # --full, --engines or --select. `campaign_plans` and `published_headlines` make data, not results; the datasets' pages
 # say when.
