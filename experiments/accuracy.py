@@ -1,7 +1,7 @@
 """How far off is each predictor and baseline on lineages, families and devices it never saw?
 
 Command: PERFPRED_REFERENCE_DATA=... python experiments/accuracy.py [--published DATASET]
-         python experiments/accuracy.py --full [--protocol lineage ...]
+         python experiments/accuracy.py --full [--protocol lineage ...] [--dataset gpu-onnxruntime ...]
 Output: experiments/results/accuracy.csv, .json, .md and .png; accuracy_full.* with --full
 
 Grouped splits alone, three folds: whole lineages, whole families, or whole devices and partition sizes are left out.
@@ -250,7 +250,8 @@ def main() -> None:
     parser.add_argument("--published", metavar="DATASET", help="folder where the published tables are imported")
     parser.add_argument("--full", action="store_true", help="all engines")
     parser.add_argument("--protocol", nargs="*", default=list(PROTOCOLS), choices=PROTOCOLS, help="with --full")
-    parser.add_argument("--dataset", nargs="*", default=[*MEASURED, PUBLISHED], help="with --full")
+    names = [*MEASURED, PUBLISHED]
+    parser.add_argument("--dataset", nargs="*", default=names, choices=names, help="with --full")
     given = parser.parse_args()
     every = list(datasets(given.published))
     if not given.full:
