@@ -30,7 +30,6 @@ import numpy as np
 import pandas as pd
 import xgboost as xgb
 from accuracy import PUBLISHED, published_dataset
-from joblib import Parallel, delayed
 from reported_layers import reportable, with_reported_layers
 from written import RESULTS, percent, sampled, write
 
@@ -38,13 +37,14 @@ from perfpred.corpus import datasets_folder
 from perfpred.dataset import Dataset
 from perfpred.features import DEVICE_NUMBERS, bound_s, engine_features, layer_features, without_groups
 from perfpred.instances import layer_instances
+from perfpred.parallel import each
 from perfpred.plots import COLOURS, figure
 from perfpred.predictor import LatencyPredictor
 from perfpred.scores import lineages, probes
 from perfpred.splits import Split, scorable, splits, subset
 
 #: Engines taken of each measured dataset, of the first unless told; of the first the feature groups are ablated too.
-SAMPLES = {"gpu-onnxruntime": 240, "cpu-onnxruntime": 160}
+SAMPLES = {"gpu-onnxruntime": 180, "cpu-onnxruntime": 120}
 SEED = 0
 FOLDS = 3
 DRAWS = 2000
@@ -139,17 +139,16 @@ def predicted(rows: Dataset, groups: Sequence[str]) -> list[tuple[Key, np.ndarra
     """Every step on every level, then the last without each of the feature groups, with the latencies it gives."""
     every = list(splits(rows.engines, "lineage", folds=FOLDS, seed=SEED))
     levels = [level for level in LEVELS if len(rows.layers_at(level))]
-    at = {level: Dataset(engines=rows.engines, layers=rows.layers_at(level), times=rows.times) for level in levels}
     steps = list(STEPS) if len(rows.times) else list(STEPS)[:-1]
     keys = [(step, level, "") for step in reversed(steps) for level in levels]
     keys += [("trees", "fused", group) for group in groups if "trees" in steps]
-    calls = (
-        delayed(staged)(at[level], level, step, drop, every)
-        if step in ("physics", "trees")
-        else delayed(regressed)(at[level], level, step, every)
-        for step, level, drop in keys
-    )
-    return list(zip(keys, Parallel(n_jobs=-1)(calls), strict=True))
+    made = each(_latency, rows, ((*key, every) for key in keys), n_jobs=-1)
+    return list(zip(keys, made, strict=True))
+
+
+def _latency(rows: Dataset, step: str, level: str, drop: str, every: list[Split]) -> np.ndarray:
+    at = Dataset(engines=rows.engines, layers=rows.layers_at(level), times=rows.times)
+    return staged(at, level, step, drop, every) if step in ("physics", "trees") else regressed(at, level, step, every)
 
 
 def drawn_mape(error: np.ndarray, lineage: pd.Series) -> np.ndarray:

@@ -42,7 +42,7 @@ TABLES = ("tensorrt_published.csv", "tensorrt_published_detectors.csv")
 PROTOCOLS = ("lineage", "family", "device")
 #: Engines of a measured dataset that are trained on and scored, at most, and folds that they are dealt to; published ones
 #: are on many devices.
-ENGINES, PUBLISHED_ENGINES, FOLDS = 350, 600, 3
+ENGINES, PUBLISHED_ENGINES, FOLDS = 240, 450, 3
 #: Folds where all engines are asked for.
 FULL_FOLDS = 5
 SEED = 0

@@ -37,7 +37,7 @@ from perfpred.splits import scorable, subset
 DATASETS = ("gpu-onnxruntime", "cpu-onnxruntime")
 DEVICE, RUNTIME, PRECISION = "jetson-agx-orin-64gb", "tensorrt", "fp16"
 NETWORKS = 12
-ROWS = (50, 100, 200, 400, 800)
+ROWS = (50, 100, 200, 400)
 REPEATS = 5
 SEED = 0
 PAUSE_S = 600

@@ -22,12 +22,12 @@ from typing import ClassVar
 import numpy as np
 import pandas as pd
 from accuracy import PUBLISHED, published_dataset
-from joblib import Parallel, delayed
 from written import RESULTS, percent, sampled, write
 
 from perfpred.corpus import Corpus, datasets_folder
 from perfpred.dataset import Dataset
 from perfpred.instances import layer_instances
+from perfpred.parallel import each
 from perfpred.plots import COLOURS, figure
 from perfpred.predictor import LatencyPredictor
 from perfpred.scores import probes
@@ -36,10 +36,10 @@ from perfpred.splits import Split, networks, scorable, splits, subset
 from perfpred.transfer import choose_calibration, kshot, most_telling
 
 DATASET = "gpu-onnxruntime"
-ENGINES = 450
+ENGINES = 300
 SEED = 0
 FOLDS = 3
-TRAINING_NETWORKS = (10, 40, 160, 320)
+TRAINING_NETWORKS = (10, 40, 160)
 CHOICES = 2
 SHOTS = (0, 1, 3, 5, 10, 20)
 DRAWS = 20
@@ -74,11 +74,12 @@ def learned(rows: Dataset) -> pd.DataFrame:
                 picked = random.choice(there, count, replace=False)
                 chosen = split.train[np.isin(network[split.train], picked)]
                 about = {"fold": split.name, "networks": str(count if count < len(there) else "all"), "choice": choice}
-                asked.append((about, subset(rows, chosen), subset(rows, split.test)))
-    return pd.DataFrame(Parallel(n_jobs=-1)(delayed(_learned)(*one) for one in reversed(asked)))
+                asked.append((about, chosen, split.test))
+    return pd.DataFrame(each(_learned, rows, reversed(asked), n_jobs=-1))
 
 
-def _learned(about: dict[str, object], known: Dataset, tested: Dataset) -> dict[str, object]:
+def _learned(rows: Dataset, about: dict[str, object], train: np.ndarray, test: np.ndarray) -> dict[str, object]:
+    known, tested = subset(rows, train), subset(rows, test)
     predictor = LatencyPredictor(folds=0, seed=SEED).fit(known)
     measured = tested.engines["latency_s"].to_numpy(float)
     error = np.abs(predictor.predict_engines(tested.engines, tested.layers) / measured - 1)
@@ -114,7 +115,7 @@ def measured_first(rows: Dataset) -> pd.DataFrame:
     """k-shot scores of every place left out, a row a place, k and draw: random networks, and the most telling ones."""
     every = places_of(rows)
     left_out = [split for split in splits(rows.engines, "device") if split.name in every]
-    return pd.concat(Parallel(n_jobs=-1)(delayed(_place)(rows, split) for split in left_out), ignore_index=True)
+    return pd.concat(each(_place, rows, ((split,) for split in left_out), n_jobs=-1), ignore_index=True)
 
 
 def _place(rows: Dataset, split: Split) -> pd.DataFrame:

@@ -10,13 +10,13 @@ from typing import Any, Final, Protocol
 
 import numpy as np
 import pandas as pd
-from joblib import Parallel, delayed
 
 from perfpred.baselines import BASELINES, fit_groups, predict_groups
 from perfpred.calibration import crossed_intervals, unit_intervals
 from perfpred.dataset import Dataset
 from perfpred.errors import DatasetError
 from perfpred.instances import layer_instances
+from perfpred.parallel import each
 from perfpred.scores import cells, lineages, noise_floor, probes, score, score_table
 from perfpred.splits import PROTOCOLS, Split, networks, places, scorable, splits, subset
 
@@ -94,7 +94,7 @@ def out_of_sample(
     """
     rows = scorable(dataset)
     every = list(splits(rows.engines, protocol, folds=folds, seed=seed))
-    made = Parallel(n_jobs=n_jobs)(delayed(_predicted)(unfitted(predictor), rows, split) for split in every)
+    made = each(_predicted, rows, ((unfitted(predictor), split) for split in every), n_jobs=n_jobs)
     frame = _described(rows.engines, every, made)
     groups = frame["fold"] if protocol == "device" else lineages(frame)
     frame["low_s"], frame["high_s"] = crossed_intervals(frame, groups.to_numpy(str), level)
@@ -125,7 +125,7 @@ def unseen(predictor: Any, dataset: Dataset, *, level: float = 0.9) -> pd.DataFr
     return frame.assign(low_s=low, high_s=high)
 
 
-def _predicted(predictor: Any, rows: Dataset, split: Split) -> np.ndarray:
+def _predicted(rows: Dataset, predictor: Any, split: Split) -> np.ndarray:
     predictor.fit(subset(rows, split.train))
     return _answers(predictor, subset(rows, split.test))
 
@@ -156,44 +156,28 @@ def baseline_columns(
     Calibrated within `GRANULARITY`, the pure bounds not at all; probes, which would lead them astray, are left out.
     Levels are `node`, what a network says by itself, and `fused`, what knowing the optimiser's layers adds.
     """
-    made: dict[str, np.ndarray] = {}
-    latency_s = rows.engines["latency_s"].to_numpy(float)
-    judged = ~probes(rows.engines)
+    asked = [(names, level, split) for level in ("node", "fused") for split in every] if names else []
+    parts = each(_calibrated, rows, asked, n_jobs=n_jobs)
+    at = {"node": parts[: len(every)], "fused": parts[len(every) :]}
+    return {f"{level}:{name}": np.concatenate([part[name] for part in at[level]]) for level in at for name in names}
+
+
+def _calibrated(rows: Dataset, names: Sequence[str], level: str, split: Split) -> dict[str, np.ndarray]:
+    """Baselines of one split at one level, seconds."""
+    train = split.train[~probes(rows.engines)[split.train]]
     groups = cells(rows.engines, GRANULARITY).to_numpy()
-    for level in ("node", "fused") if names else ():
-        instances = layer_instances(rows.engines, rows.layers_at(level)[list(_READ)])
-        instances = instances.astype(dict.fromkeys(("kind", "dtype", "precision"), "category"))  # quick to compare
-        ends = np.searchsorted(instances["row"].to_numpy(), np.arange(len(rows.engines) + 1))
-        tasks = []
-        for split in every:
-            train = split.train[judged[split.train]]
-            sizes = pd.Series(groups[train]).value_counts()
-            large = set(sizes[sizes >= _FEWEST].index)
-            own = np.where([g in large for g in groups], groups, "")
-            learned, asked = _taken(instances, ends, train), _taken(instances, ends, split.test)
-            tasks.append(delayed(_calibrated)(names, learned, latency_s[train], own[train], asked, own[split.test]))
-        parts = Parallel(n_jobs=n_jobs)(tasks)
-        made |= {f"{level}:{name}": np.concatenate([part[name] for part in parts]) for name in names}
-    return made
+    sizes = pd.Series(groups[train]).value_counts()
+    large = set(sizes[sizes >= _FEWEST].index)
+    own = np.where([g in large for g in groups], groups, "")
+    layers = rows.layers_at(level)[list(_READ)]
 
+    def instances(chosen: np.ndarray) -> pd.DataFrame:
+        found = layer_instances(rows.engines.iloc[chosen].reset_index(drop=True), layers)
+        return found.astype(dict.fromkeys(("kind", "dtype", "precision"), "category"))  # quick to compare
 
-def _calibrated(
-    names: Sequence[str],
-    learned: pd.DataFrame,
-    latency_s: np.ndarray,
-    groups: np.ndarray,
-    asked: pd.DataFrame,
-    groups_asked: np.ndarray,
-) -> dict[str, np.ndarray]:
-    """Baselines fitted within groups on some engines, and what they say of others, seconds."""
-    return predict_groups(fit_groups(names, learned, latency_s, list(groups)), asked, list(groups_asked))
-
-
-def _taken(instances: pd.DataFrame, ends: np.ndarray, rows: np.ndarray) -> pd.DataFrame:
-    """Instances of some engines, which are renumbered by their position in `rows`."""
-    counts = ends[rows + 1] - ends[rows]
-    inside = np.repeat(ends[rows] - np.concatenate([[0], counts.cumsum()[:-1]]), counts) + np.arange(counts.sum())
-    return instances.iloc[inside].assign(row=np.repeat(np.arange(len(rows)), counts))
+    latency_s = rows.engines["latency_s"].to_numpy(float)[train]
+    fitted = fit_groups(names, instances(train), latency_s, list(own[train]))
+    return predict_groups(fitted, instances(split.test), list(own[split.test]))
 
 
 def nearest_columns(rows: Dataset, every: Sequence[Split]) -> dict[str, np.ndarray]:

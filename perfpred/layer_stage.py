@@ -39,6 +39,8 @@ _FILE, _PERCEPTRON = "layer-{}.ubj.gz", "layer-perceptron"
 _ROBUST: Final = 0.15
 #: Weight of an engine's timed layers together, in engines.
 _LAYERS_WEIGHT: Final = 5.0
+#: Weight of probes and their layers: they are many, and of sizes that few networks hold.
+_PROBE_WEIGHT: Final = 0.4
 #: Of one layer in it: a layer that is most of its engine must not be all that is learned from it.
 _LARGEST_SHARE: Final = 0.5
 #: Sums of layer times this far from the latency were not timed under like conditions.
@@ -49,11 +51,11 @@ _LARGEST_LEFT: Final = 0.3
 _FARTHEST: Final = 6.0
 #: The perceptron's share of the answer, how far it moves the trees' at most, and the spread of a layer's log factor for
 #: each unit that they lie apart; chosen on lineages held out.
-_SHARE, _FARTHEST_APART, _SPREAD = 0.5, 1.0, 1.25
+_SHARE, _FARTHEST_APART, _SPREAD = 0.6, 1.0, 1.5
 #: Layers of a step of the perceptron, at least and at most, and steps of each pass between those.
 _BATCH, _STEPS = (32, 1024), 256
 #: Layers that the perceptron sees, passes counted, and its passes at least and at most.
-_SEEN, _PASSES = 10_000_000, (20, 40)
+_SEEN, _PASSES = 16_000_000, (20, 40)
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -67,6 +69,7 @@ class LayerTargets:
         latency_s: Latency of each engine, seconds, its method's scale taken out.
         added_s: What the method adds to the layers of each engine, seconds.
         weight: Of each engine.
+        probe: Whether each engine is a probe.
     """
 
     row: Array
@@ -75,6 +78,7 @@ class LayerTargets:
     latency_s: Array
     added_s: Array
     weight: Array
+    probe: Array
 
 
 @dataclass
@@ -119,7 +123,9 @@ class LayerStage:
         target, weight = problem.lessons(np.mean(margins, axis=0, dtype=float))
         batch = int(np.clip(len(first) // _STEPS, *_BATCH))
         passes = int(np.clip(_SEEN // len(first), *_PASSES))
-        self.perceptron_ = Perceptron(hidden=(128, 128), epochs=passes, batch=batch, smooth=0.05, seed=self.seed)
+        self.perceptron_ = Perceptron(
+            hidden=(256, 256, 128), epochs=passes, weight_decay=0.1, batch=batch, smooth=0.03, seed=self.seed
+        )
         self.perceptron_.fit(features, target, weight)
         return self
 
@@ -192,8 +198,10 @@ class _Problem:
         self._transposed = self._counts.T.tocsr()
         self._base = targets.base_s[first]
         self._added, self._log_latency = targets.added_s, np.log(targets.latency_s)
-        self._weight = targets.weight / targets.weight.mean()
+        trust = np.where(targets.probe, _PROBE_WEIGHT, 1.0)
+        self._weight = trust * targets.weight / targets.weight.mean()
         time, share = _timed_shares(targets)
+        share *= trust[targets.row]
         known = np.flatnonzero(share > 0)
         weight = np.bincount(index[known], share[known], n_layers)
         log_time = np.bincount(index[known], share[known] * np.log(time[known]), n_layers)

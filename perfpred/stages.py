@@ -20,6 +20,7 @@ from perfpred.engine_stage import EngineStage
 from perfpred.errors import PredictorError
 from perfpred.features import engine_features
 from perfpred.layer_stage import LayerStage, LayerTargets
+from perfpred.scores import probes
 
 #: Latency kind of rows that time one layer alone.
 LAYER_KIND: Final = "layer"
@@ -28,8 +29,9 @@ _FEWEST_LAYERS: Final = 2000
 #: Error of the layer stage for each unit its members lie apart, over the error of physics alone, the least they lie
 #: apart, and the share of it that layers don't cancel out: all seen on lineages held out.
 _ERROR_OF_LAYERS, _LEAST_APART, _LASTING = 13.5, 0.02, 0.5
-#: Engines that settle the coefficients of the physics where the layer stage follows it.
-_PHYSICS_ENGINES: Final = 1500
+#: Engines that settle the coefficients of the physics where the layer stage follows it, at most. They are of networks:
+#: probes, whose layers are of all sizes, would pull the physics away from what networks hold.
+_PHYSICS_ENGINES: Final = 4000
 
 
 @dataclass(frozen=True)
@@ -87,7 +89,8 @@ class Stages:
         if not self.trees or timed < _FEWEST_LAYERS:
             self.physics_ = EngineStage(seed=self.seed).fit(layers, engines)
             return
-        chosen = np.arange(len(engines))
+        probe = probes(engines)
+        chosen = np.flatnonzero(~probe)
         if len(chosen) > _PHYSICS_ENGINES:
             random = np.random.default_rng(self.seed)
             chosen = np.sort(random.choice(chosen, _PHYSICS_ENGINES, replace=False))
@@ -101,6 +104,7 @@ class Stages:
             latency_s=_latency(engines) / scale,
             added_s=added_s,
             weight=engines.groupby("network")["network"].transform("size").to_numpy(float) ** -0.5,
+            probe=probe,
         )
         self.physics_ = physics
         self.layer_stage_ = LayerStage(drop=tuple(self.drop), seed=self.seed).fit(layers, targets)

@@ -13,7 +13,6 @@ from typing import TYPE_CHECKING, Any, Final
 
 import numpy as np
 import pandas as pd
-from joblib import Parallel, delayed
 
 from perfpred.calibration import Residuals
 from perfpred.contrast import Contrast
@@ -21,6 +20,7 @@ from perfpred.corpus import PROBE
 from perfpred.dataset import Dataset
 from perfpred.errors import DatasetError, UsageError
 from perfpred.instances import device_of, layer_instances
+from perfpred.parallel import each
 from perfpred.scores import concordant
 from perfpred.shots import Shots
 from perfpred.splits import Split, networks, scorable, splits, subset
@@ -225,12 +225,12 @@ def kshot(
     every = [s for s in splits(rows.engines, "device") if devices is None or s.name in devices]
     if not every:
         raise UsageError(f"no device {', '.join(devices or ())} to leave out; see `perfpred dataset show`")
-    parts = Parallel(n_jobs=n_jobs)(delayed(_shots)(predictor, rows, split, shots, draws, seed) for split in every)
+    parts = each(_shots, rows, ((predictor, split, shots, draws, seed) for split in every), n_jobs=n_jobs)
     return pd.DataFrame([row for part in parts for row in part])
 
 
 def _shots(
-    predictor: Any, rows: Dataset, split: Split, shots: Sequence[int], draws: int, seed: int
+    rows: Dataset, predictor: Any, split: Split, shots: Sequence[int], draws: int, seed: int
 ) -> list[dict[str, Any]]:
     from perfpred.evaluate import baseline_columns, nearest_columns, unfitted
 

@@ -281,7 +281,7 @@ def _scale(module: ModuleType, factor: float) -> list[str]:
 
 def _launches(module: ModuleType, factor: float) -> list[str]:
     columns = {"launched": [10], "layers": [9], "joined in error": [1], "alone in error": [2], "count error": [factor]}
-    return module.findings(pd.DataFrame(columns))
+    return module.findings(pd.DataFrame(columns), 3)
 
 
 def _speed(module: ModuleType, factor: float) -> list[str]:
