@@ -10,7 +10,7 @@ DEV := $(VENV)/dev.installed
 export OMP_NUM_THREADS ?= 1
 
 # `make experiments` is to take half an hour of two cores; on the two threads of one slow server core it took 78
-# core-minutes without conv_layers, most of them ablation 23, accuracy 18, transfer 12, published 6 and import-published 4.
+# core-minutes without conv_layers: ablation 23, accuracy 18, transfer 12, published 6, the others less than 5 each.
 # Where all rows would take longer, a script takes a sample with a fixed seed, says so in its text, and takes more with
 # --full, --engines or --select. `campaign_plans` and `published_headlines` make data, not results; the datasets' pages
 # say when.

@@ -24,6 +24,7 @@ from perfpred.labels import labels_of
 from perfpred.network import Network, load_network
 
 RULES = "onnxruntime-cuda"
+#: Traced networks and precisions taken of each dataset, at most.
 ENGINES = 200
 SEED = 0
 

@@ -90,7 +90,7 @@ class Stages:
             self.physics_ = EngineStage(seed=self.seed).fit(layers, engines)
             return
         probe = probes(engines)
-        chosen = np.flatnonzero(~probe)
+        chosen = np.flatnonzero(~probe | probe.all())  # a fold may leave out every network
         if len(chosen) > _PHYSICS_ENGINES:
             random = np.random.default_rng(self.seed)
             chosen = np.sort(random.choice(chosen, _PHYSICS_ENGINES, replace=False))

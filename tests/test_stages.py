@@ -52,3 +52,13 @@ def test_physics_is_learned_from_networks_and_not_from_probes(monkeypatch: pytes
         made.append(stages)
     np.testing.assert_array_equal(*(stages.physics_.layer_times(instances) for stages in made))
     assert (made[0].layer_times(instances) != made[1].layer_times(instances)).any()
+
+
+def test_probes_alone_are_learned_from_all_the_same(monkeypatch: pytest.MonkeyPatch) -> None:
+    """As where a device left out is the only one that networks were measured on."""
+    monkeypatch.setattr("perfpred.stages._FEWEST_LAYERS", 1)
+    data = dataset(8)
+    engines = data.engines.assign(lineage="probe")
+    instances = layer_instances(engines, data.layers_at("fused"))
+    made = Stages().fit(engines, instances, np.full(len(instances), 1e-6)).forecast(engines, instances).latency_s
+    assert np.abs(np.log(made / engines["latency_s"].to_numpy(float))).max() < 1
