@@ -37,6 +37,8 @@ _SETTINGS: Final[dict[str, Any]] = {
 _FILE, _PERCEPTRON = "layer-{}.ubj.gz", "layer-perceptron"
 #: Log residuals beyond this count linearly, those of single layers beyond its double.
 _ROBUST: Final = 0.15
+#: Log residuals up to this count as relative errors where the answer is too high.
+_STEEPEST: Final = 1.5
 #: Weight of an engine's timed layers together, in engines.
 _LAYERS_WEIGHT: Final = 5.0
 #: Weight of probes and their layers: they are many, and of sizes that few networks hold.
@@ -51,11 +53,9 @@ _LARGEST_LEFT: Final = 0.3
 _FARTHEST: Final = 6.0
 #: The perceptron's share of the answer, how far it moves the trees' at most, and the spread of a layer's log factor for
 #: each unit that they lie apart; chosen on lineages held out.
-_SHARE, _FARTHEST_APART, _SPREAD = 0.6, 1.0, 1.5
-#: Layers of a step of the perceptron, at least and at most, and steps of each pass between those.
-_BATCH, _STEPS = (32, 1024), 256
-#: Layers that the perceptron sees, passes counted, and its passes at least and at most.
-_SEEN, _PASSES = 16_000_000, (20, 40)
+_SHARE, _FARTHEST_APART, _SPREAD = 0.5, 1.0, 1.25
+#: Passes of the perceptron over the layers, steps of each, and layers of a step at least and at most.
+_PASSES, _STEPS, _BATCH = 30, 256, (32, 1024)
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -122,9 +122,8 @@ class LayerStage:
             self.boosters_.append(booster)
         target, weight = problem.lessons(np.mean(margins, axis=0, dtype=float))
         batch = int(np.clip(len(first) // _STEPS, *_BATCH))
-        passes = int(np.clip(_SEEN // len(first), *_PASSES))
         self.perceptron_ = Perceptron(
-            hidden=(256, 256, 128), epochs=passes, weight_decay=0.1, batch=batch, smooth=0.03, seed=self.seed
+            hidden=(256, 256, 128), epochs=_PASSES, weight_decay=0.1, batch=batch, smooth=0.03, seed=self.seed
         )
         self.perceptron_.fit(features, target, weight)
         return self
@@ -212,9 +211,9 @@ class _Problem:
         time = self._base * np.exp(np.clip(margin, -_FARTHEST, _FARTHEST))
         total = self._counts @ time + self._added
         residual = np.log(total) - self._log_latency
-        pull = self._weight / np.sqrt(1 + (residual / _ROBUST) ** 2) / total
+        pull = self._weight * _steepness(residual, _ROBUST) / total
         apart = margin - self._log_factor
-        hold = self._layer_weight / np.sqrt(1 + (apart / (2 * _ROBUST)) ** 2)
+        hold = self._layer_weight * _steepness(apart, 2 * _ROBUST)
         slope = (self._transposed @ (pull * residual)) * time + hold * apart
         # Layers move together: the share itself, not its square, keeps a step from going too far.
         curvature = (self._transposed @ pull) * time + hold
@@ -233,6 +232,16 @@ class _Problem:
         weight = self._layer_weight + share
         told = self._layer_weight * self._log_factor + share * (margin + np.clip(left, -_LARGEST_LEFT, _LARGEST_LEFT))
         return told / weight, weight
+
+
+def _steepness(log_error: Array, robust: float) -> Array:
+    """Slope of the loss over the log error.
+
+    Beyond `robust` errors count linearly, and too high an answer as its relative error: where a runtime takes now a
+    fast and now a slow kernel, ten times too high is worse than ten times too low.
+    """
+    made: Array = np.exp(np.clip(log_error, 0, _STEEPEST)) / np.sqrt(1 + (log_error / robust) ** 2)
+    return made
 
 
 def _timed_shares(targets: LayerTargets) -> tuple[Array, Array]:

@@ -115,9 +115,9 @@ def test_where_members_disagree_the_answer_is_below_their_mean_and_never_far_bel
     trees = np.mean([booster.predict(asked, output_margin=True) for booster in stage.boosters_], axis=0)
     gap = np.clip(stage.perceptron_.predict(features) - trees, -1, 1)
     np.testing.assert_allclose(apart, gap / 2, atol=1e-5)
-    lowered = np.log(factor) - (trees + 0.6 * gap)
-    np.testing.assert_allclose(lowered, -((1.5 * apart) ** 2), atol=1e-5)
-    assert -0.6 < lowered.min() < -1e-4
+    lowered = np.log(factor) - (trees + 0.5 * gap)
+    np.testing.assert_allclose(lowered, -((1.25 * apart) ** 2), atol=1e-5)
+    assert -0.4 < lowered.min() < -1e-4
 
 
 def test_the_perceptron_learns_totals_where_nothing_was_timed() -> None:
