@@ -19,8 +19,12 @@ from perfpred.lowering import rules_for, structure_frame, structure_key
 from perfpred.network import load_network
 from perfpred.prepare import graph_digest, read_graph_bytes
 
-#: What ONNX Runtime appends to the name of a node, or of the tensor it writes, when it rewrites the node.
-_REWRITTEN: Final = re.compile(r"(_bn|_nchwc|_nhwc|_token_\d+|_quant|/\w*Fusion/?|_kernel_time)+$")
+#: What ONNX Runtime appends to the name of a node, or of the tensor it writes, when it rewrites the node; the last row
+#: is of nodes that dynamic quantisation puts around one.
+_REWRITTEN: Final = re.compile(
+    r"(_bn|_nchwc|_nhwc|_token_\d+|/\w*Fusion/?|_kernel_time"
+    r"|_quant|_MatMul|_scales_mul|_output_scale_mul|_output_quantized_cast|_bias_add|_(?:Deq|Q)uantizeLinear)$"
+)
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -185,9 +189,18 @@ def _time_rows(record: Mapping[str, Any], nodes: Mapping[str, str]) -> list[dict
         ]
     rows = []
     for entry in entries:
-        name = _REWRITTEN.sub("", entry["name"])
-        behind = [nodes[n] for n in (entry["name"], name) if n in nodes][:1]
+        behind = _node_behind(entry["name"], nodes)
         rows.append(
             {"engine_id": record["engine_id"], "onnx_nodes": behind, "n_kernels": len(entry["kernels"]), **entry}
         )
     return rows
+
+
+def _node_behind(name: str, nodes: Mapping[str, str]) -> list[str]:
+    """The network's node that a runtime's node stands for; none where no part of the name says."""
+    while name not in nodes:
+        shorter = _REWRITTEN.sub("", name)
+        if shorter == name:
+            return []
+        name = shorter
+    return [nodes[name]]

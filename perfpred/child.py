@@ -151,11 +151,13 @@ def _exit_words(code: int) -> str:
     return f"signal {-code}" if code < 0 else f"exit status {code}"
 
 
-def worker_command(target: str, *, device: int = 0, cuda: str = "auto", cores: str = "") -> list[str]:
+def worker_command(
+    target: str, *, device: int = 0, cuda: str = "auto", cores: str = "", host: str = "cpu"
+) -> list[str]:
     """Command line of a measuring process."""
     return [
         *(sys.executable, "-m", "perfpred.worker"),
-        *("--target", target, "--device", str(device), "--cuda", cuda, "--cores", cores),
+        *("--target", target, "--device", str(device), "--cuda", cuda, "--cores", cores, "--host", host),
     ]
 
 

@@ -14,6 +14,7 @@ from typing import Any
 from perfpred.campaign import Campaign, Progress, Settings
 from perfpred.child import worker_command
 from perfpred.cluster import run_on_cluster
+from perfpred.device import device_slugs
 from perfpred.errors import PerfpredError, UsageError
 from perfpred.prepare import find_networks
 from perfpred.raw import RawStore, pack, records
@@ -63,6 +64,7 @@ def run_plan(
     cuda: str = "auto",
     cores: str = "",
     cores_per_worker: int | None = None,
+    host: str = "cpu",
     preparers: int | None = None,
     row_timeout_s: float = 180.0,
     deadline_s: float | None = None,
@@ -82,6 +84,7 @@ def run_plan(
         cuda: CUDA binding.
         cores: Cores that CPU workers are pinned to, such as `64-79`.
         cores_per_worker: Size of each CPU worker's group; all cores in one by default.
+        host: What records call this machine's CPU as a device; predictors then tell it from other CPUs.
         preparers: Processes that prepare networks; three per GPU where there are cores enough.
         row_timeout_s: Longest time for one row.
         deadline_s: Start no row later than this.
@@ -93,6 +96,8 @@ def run_plan(
     Returns:
         What was done.
     """
+    if host != "cpu" and host in device_slugs():
+        raise UsageError(f"--host {host} is another device; give this CPU a name of its own")
     targets = {unit.target for unit in plan}
     if len(targets) != 1:
         raise UsageError(f"a plan measures one target; this one names {', '.join(sorted(targets)) or 'none'}")
@@ -113,7 +118,7 @@ def run_plan(
         spare = (os.cpu_count() or 1) - workers_per_gpu * len(commands)
         ahead = preparers or max(1, min(3 * len(commands), spare))
     else:
-        commands = [worker_command("cpu", cores=group) for group in cpu_groups(cores, cores_per_worker)]
+        commands = [worker_command("cpu", cores=group, host=host) for group in cpu_groups(cores, cores_per_worker)]
         ahead = preparers or 1
     settings = Settings(
         commands=commands,
@@ -239,6 +244,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
     parser.add_argument("--cuda", default="auto")
     parser.add_argument("--cores", default="")
     parser.add_argument("--cores-per-worker", type=int)
+    parser.add_argument("--host", default="cpu")
     parser.add_argument("--preparers", type=int)
     parser.add_argument("--row-timeout", type=float, default=180.0)
     parser.add_argument("--deadline", type=float)
@@ -262,6 +268,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
             cuda=given.cuda,
             cores=given.cores,
             cores_per_worker=given.cores_per_worker,
+            host=given.host,
             preparers=given.preparers,
             row_timeout_s=given.row_timeout,
             deadline_s=given.deadline,

@@ -15,7 +15,7 @@ import sys
 import tempfile
 import time
 from collections.abc import Mapping
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from datetime import datetime, timezone
 from functools import cached_property
 from pathlib import Path
@@ -65,6 +65,7 @@ class Worker:
         device: Ordinal of the GPU.
         backend: CUDA binding.
         cores: Cores this process is pinned to; empty for no pinning.
+        host: Device slug of this machine's CPU in records.
         loop: Repetitions.
     """
 
@@ -74,12 +75,14 @@ class Worker:
         device: int = 0,
         backend: str = "auto",
         cores: tuple[int, ...] = (),
+        host: str = "cpu",
         loop: measure.Loop | None = None,
     ) -> None:
         self.target = target
         self.device = device
         self.backend = backend
         self.cores = cores
+        self.host = host
         self.loop = loop or measure.Loop()
         self._pending: _Built | None = None
         if cores:
@@ -116,7 +119,7 @@ class Worker:
     def hello(self) -> dict[str, Any]:
         """Describe the device."""
         if self.target == "cpu":
-            return {"device": "cpu", "device_name": host()["cpu"], "sms": None}
+            return {"device": self.host, "device_name": host()["cpu"], "sms": None}
         return {
             "device": device_slug(self.cuda.name),
             "device_name": self.cuda.name,
@@ -128,7 +131,7 @@ class Worker:
         """Everything about host, device and versions that does not change between rows."""
         facts: dict[str, Any] = {**host(), **self.hello()}
         if self.target == "cpu":
-            spec = detect_host().to_dict()
+            spec = replace(detect_host(), slug=self.host).to_dict()
             return {
                 **facts,
                 "device_spec": spec,
@@ -382,6 +385,7 @@ def main() -> None:
     parser.add_argument("--device", type=int, default=0)
     parser.add_argument("--cuda", default="auto")
     parser.add_argument("--cores", default="")
+    parser.add_argument("--host", default="cpu")
     arguments = parser.parse_args()
     if sys.platform == "linux":
         # A worker that hangs must not outlive the campaign that would have killed it.
@@ -389,7 +393,8 @@ def main() -> None:
     # Libraries print to standard output now and then: replies get a descriptor of their own.
     replies = os.fdopen(os.dup(1), "w")
     os.dup2(2, 1)
-    worker = Worker(arguments.target, arguments.device, arguments.cuda, parse_cores(arguments.cores))
+    cores = parse_cores(arguments.cores)
+    worker = Worker(arguments.target, arguments.device, arguments.cuda, cores, arguments.host)
     serve(worker, sys.stdin, replies)
 
 

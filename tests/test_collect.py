@@ -14,6 +14,7 @@ from onnx import TensorProto, helper, numpy_helper
 from test_runtimes import small_network
 
 from perfpred import environment
+from perfpred.assemble import dataset_from_records
 from perfpred.campaign import Progress
 from perfpred.collect import LineReport, collect, cpu_groups, gpu_ordinals, main, records
 from perfpred.errors import NetworkError, UsageError
@@ -43,6 +44,7 @@ def test_collecting_on_this_cpu(tmp_path: Path) -> None:
         "layers": True,
         "check_outputs": True,
         "cores": "0",
+        "host": "bench",
     }
     progress = collect([tmp_path / "nets"], out=tmp_path / "out", **how)
     assert progress.good == 4
@@ -51,7 +53,7 @@ def test_collecting_on_this_cpu(tmp_path: Path) -> None:
     row = rows["fp32", "all"]
     assert row["latency_kind"] == "cpu"
     assert row["latency_s"] == pytest.approx(np.median(row["samples_s"]), rel=1e-3)
-    assert row["device"] == "cpu"
+    assert row["device"] == row["environment"]["device_spec"]["slug"] == "bench"
     assert row["environment"]["cores"] == [0]
     assert row["environment"]["cpu"]
     assert row["outputs"]["max_relative_difference"] < 1e-4
@@ -59,6 +61,13 @@ def test_collecting_on_this_cpu(tmp_path: Path) -> None:
     assert row["outputs"]["digest"] != rows["int8", "all"]["outputs"]["digest"]
     assert {layer["op_type"] for layer in rows["fp32", "off"]["layers"]} == {"Conv", "Relu", "Add"}
     assert collect([tmp_path / "nets"], out=tmp_path / "out", **how).skipped == 8
+    # What dynamic quantisation puts around a node is timed as that node's.
+    made = dataset_from_records(records(tmp_path / "out"), find_networks([tmp_path / "nets"]))
+    times = made.times.merge(made.engines[["engine_id", "precision", "optimisation"]], on="engine_id")
+    quantised = times[times["precision"].eq("int8") & times["optimisation"].eq("all")]
+    own = quantised[quantised["name"].ne("x_QuantizeLinear")]  # of the network's input, which no node writes
+    assert len(own) > 3
+    assert own["onnx_nodes"].map(len).eq(1).all()
 
 
 def test_command_line(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
@@ -84,6 +93,7 @@ def test_command_line(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> Non
         (["{nets}", "--out", "{out}", "--gpus", "x"], "'x' is not a list of cores"),
         (["{nets}", "--out", "{other}", "--target", "cpu", "--precision", "fp32"], "use another output folder"),
         (["{nets}", "--out", "{out}", "--plan", "{nets}/small.onnx"], "is not a plan"),
+        (["{nets}", "--out", "{out}", "--target", "cpu", "--host", "h100-sxm"], "is another device"),
     ],
 )
 def test_mistakes_are_one_line(
