@@ -98,6 +98,8 @@ def run_plan(
     """
     if host != "cpu" and host in device_slugs():
         raise UsageError(f"--host {host} is another device; give this CPU a name of its own")
+    if host != "cpu" and cluster:
+        raise UsageError("--host names this machine's CPU, and a cluster measures on others; leave one of them out")
     targets = {unit.target for unit in plan}
     if len(targets) != 1:
         raise UsageError(f"a plan measures one target; this one names {', '.join(sorted(targets)) or 'none'}")

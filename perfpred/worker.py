@@ -393,8 +393,7 @@ def main() -> None:
     # Libraries print to standard output now and then: replies get a descriptor of their own.
     replies = os.fdopen(os.dup(1), "w")
     os.dup2(2, 1)
-    cores = parse_cores(arguments.cores)
-    worker = Worker(arguments.target, arguments.device, arguments.cuda, cores, arguments.host)
+    worker = Worker(arguments.target, arguments.device, arguments.cuda, parse_cores(arguments.cores), arguments.host)
     serve(worker, sys.stdin, replies)
 
 

@@ -94,6 +94,10 @@ def test_command_line(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> Non
         (["{nets}", "--out", "{other}", "--target", "cpu", "--precision", "fp32"], "use another output folder"),
         (["{nets}", "--out", "{out}", "--plan", "{nets}/small.onnx"], "is not a plan"),
         (["{nets}", "--out", "{out}", "--target", "cpu", "--host", "h100-sxm"], "is another device"),
+        (
+            ["{nets}", "--out", "{out}", "--target", "cpu", "--host", "a", "--cluster", "b"],
+            "a cluster measures on others",
+        ),
     ],
 )
 def test_mistakes_are_one_line(

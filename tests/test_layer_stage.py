@@ -14,7 +14,7 @@ from perfpred.errors import FormatError
 from perfpred.features import layer_features
 from perfpred.group import conv_layer
 from perfpred.instances import layer_instances
-from perfpred.layer_stage import LayerStage, LayerTargets, _Problem, distinct
+from perfpred.layer_stage import LayerStage, LayerTargets, _Problem, _steepness, distinct
 
 #: What the kernels make of a layer: plain 3x3 and pointwise convolutions, and depthwise ones.
 _FACTOR = {3: 2.0, 1: 5.0, "depthwise": 9.0}
@@ -156,3 +156,10 @@ def test_where_probes_and_networks_contradict_each_other_networks_count_for_more
     }
     assert len(first) == 1
     assert np.log(2) < told[True] < told[False] < np.log(5)
+
+
+def test_too_high_an_answer_counts_as_its_relative_error() -> None:
+    low, right, high = _steepness(np.array([-1.0, 0.0, 1.0]), 0.15)
+    assert right == 1
+    assert high == pytest.approx(low * np.e)
+    assert _steepness(np.array([5.0]), np.inf) == pytest.approx(np.exp(1.5))  # bounded: outliers stay outliers
