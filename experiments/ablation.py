@@ -40,7 +40,7 @@ from perfpred.instances import layer_instances
 from perfpred.parallel import each
 from perfpred.plots import COLOURS, figure
 from perfpred.predictor import LatencyPredictor
-from perfpred.scores import lineages, probes
+from perfpred.scores import lineages, unjudged
 from perfpred.splits import Split, scorable, splits, subset
 
 #: Engines taken of each measured dataset, of the first unless told; of the first the feature groups are ablated too.
@@ -280,7 +280,7 @@ def sources(samples: Mapping[str, int], imported: str | None) -> Iterator[Ablate
     """Rows of each dataset, with the layers that its runtime reported where it did."""
     for name, most in samples.items():
         rows = scorable(Dataset.read(datasets_folder() / name))
-        judged = np.flatnonzero(~probes(rows.engines))
+        judged = np.flatnonzero(~unjudged(rows.engines))
         told = np.intersect1d(judged, reportable(rows))
         among = told if len(told) else judged
         chosen = among[sampled(rows.engines.iloc[among], most, SEED)]

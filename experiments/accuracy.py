@@ -33,7 +33,7 @@ from perfpred.evaluate import evaluate
 from perfpred.imports import dataset_from_published
 from perfpred.plots import COLOURS, figure
 from perfpred.predictor import LatencyPredictor
-from perfpred.scores import error_ratio, noise_floor, score_table
+from perfpred.scores import error_ratio, noise_floor, score_table, unjudged
 from perfpred.splits import scorable, subset
 
 MEASURED = ("gpu-onnxruntime", "cpu-onnxruntime")
@@ -124,9 +124,15 @@ def left_out(rows: pd.DataFrame) -> pd.DataFrame:
 
 
 def drawn(dataset: Dataset, most: int | None) -> Dataset:
-    """What is trained on and scored."""
+    """What is trained on and scored; of a sample, half at most is of the rows that are trained on alone."""
     rows = scorable(dataset)
-    return rows if most is None else subset(rows, sampled(rows.engines, most, SEED))
+    if most is None:
+        return rows
+    aside = unjudged(rows.engines)
+    parts = np.flatnonzero(aside), np.flatnonzero(~aside)
+    counts = (few := min(most // 2, len(parts[0]))), most - few
+    chosen = [p[sampled(rows.engines.iloc[p], n, SEED)] for p, n in zip(parts, counts, strict=True) if n]
+    return subset(rows, np.sort(np.concatenate(chosen)))
 
 
 def evaluated(name: str, dataset: Dataset, protocol: str, *, full: bool) -> dict[str, pd.DataFrame] | None:

@@ -1,7 +1,8 @@
 """Which engines do the measuring campaigns plan?
 
 Command: python experiments/campaign_plans.py
-Output: datasets/gpu-onnxruntime/plan-all.json, plan-probes.json and datasets/cpu-onnxruntime/plan.json
+Output: datasets/gpu-onnxruntime/plan-all.json and plan-probes.json, datasets/cpu-onnxruntime/plan.json and
+plan-emerald-rapids.json
 
 Every network meets the whole GPU and some partitions, so that every family meets every partition; precisions, batch
 sizes, kernel traces and further options are sampled by a hash of the name. Networks come in rounds, one of each family
@@ -128,6 +129,13 @@ def cpu_units(network: CorpusNetwork, flops: float) -> Iterator[Unit]:
             yield Unit(network=name, precision="int8", target="cpu")
 
 
+def second_cpu_units(network: CorpusNetwork, flops: float) -> Iterator[Unit]:
+    """Units of one network on a CPU where many are measured side by side, to learn from."""
+    if flops < CPU_LONGEST_FLOPS:
+        for precision in ("int8",) if network.lineage == PROBE else ("int8", "fp32"):
+            yield Unit(network=network.name, precision=precision, target="cpu", layers=True)
+
+
 def _in_turn(corpus: Corpus) -> list[CorpusNetwork]:
     """Networks in rounds: the first of each family, then the second, each round in the order of a hash."""
     rank: dict[str, int] = {}
@@ -182,6 +190,7 @@ def main() -> None:
                 for i in range(1, 4)
             ),
         ],
+        cpu / "plan-emerald-rapids.json": [u for n in networks for u in second_cpu_units(n, flops[n.name])],
     }
     for path, units in plans.items():
         Plan(units=tuple(units)).save(path)

@@ -9,7 +9,7 @@ out (Cin, Cout, input size) triples, `random` rows, so that neighbours of every 
 leave is mostly the table's own noise, as no layer was timed twice. `predictor` is `ConvolutionRegressor`; its parts
 stand beside it; its settings were chosen on other folds (unseen pair, fp16, another seed). Baselines, fitted on the
 same rows: roofline times one scale, and affine roofline. One row in `SHARE` is taken, with a fixed seed; `--full` takes
-all, for an hour of a core. A run of some precisions or splits replaces their lines in the results and keeps the others,
+all, for two hours of a core. A run of some precisions or splits replaces their lines in the results and keeps the others,
 if these were made of the same rows; results of all rows give way only to `--full`.
 """
 

@@ -31,7 +31,7 @@ from perfpred.fusion import fuse
 from perfpred.network import load_network
 from perfpred.plots import COLOURS, figure
 from perfpred.predictor import LatencyPredictor
-from perfpred.scores import probes
+from perfpred.scores import unjudged
 from perfpred.splits import scorable, subset
 
 DATASETS = ("gpu-onnxruntime", "cpu-onnxruntime")
@@ -79,7 +79,7 @@ def predictions() -> pd.DataFrame:
 def trainings(*, full: bool) -> pd.DataFrame:
     """Cost of training on more and more engines of the GPU dataset, in the end on all if asked."""
     rows = scorable(Dataset.read(datasets_folder() / DATASETS[0]))
-    order = np.random.default_rng(SEED).permutation(np.flatnonzero(~probes(rows.engines)))
+    order = np.random.default_rng(SEED).permutation(np.flatnonzero(~unjudged(rows.engines)))
     total = len(order)
     made = []
     for count in sorted({min(n, total) for n in ROWS} | ({total} if full else set())):

@@ -30,7 +30,7 @@ from perfpred.instances import layer_instances
 from perfpred.parallel import each
 from perfpred.plots import COLOURS, figure
 from perfpred.predictor import LatencyPredictor
-from perfpred.scores import probes
+from perfpred.scores import unjudged
 from perfpred.shots import Shots
 from perfpred.splits import Split, networks, scorable, splits, subset
 from perfpred.transfer import choose_calibration, kshot, most_telling
@@ -275,7 +275,7 @@ def report(found: dict[str, tuple[str, pd.DataFrame, pd.DataFrame]]) -> None:
 def sources(imported: str | None) -> Iterator[tuple[str, Dataset, int]]:
     """Name and rows of each dataset, and the engines that the rows were drawn from."""
     rows = scorable(Dataset.read(datasets_folder() / DATASET))
-    rows = subset(rows, np.flatnonzero(~probes(rows.engines)))
+    rows = subset(rows, np.flatnonzero(~unjudged(rows.engines)))
     yield DATASET, subset(rows, sampled(rows.engines, ENGINES, SEED)), len(rows.engines)
     published = published_dataset(imported)
     if published is not None:

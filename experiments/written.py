@@ -12,7 +12,7 @@ import pandas as pd
 
 from perfpred.corpus import datasets_folder
 from perfpred.dataset import Dataset
-from perfpred.scores import lineages, probes
+from perfpred.scores import lineages, unjudged
 from perfpred.splits import subset
 
 RESULTS = Path(__file__).resolve().parent / "results"
@@ -81,7 +81,7 @@ def gpu_datasets() -> dict[str, Dataset]:
 
 
 def _without_probes(dataset: Dataset) -> Dataset:
-    return subset(dataset, np.flatnonzero(~probes(dataset.engines)))
+    return subset(dataset, np.flatnonzero(~unjudged(dataset.engines)))
 
 
 def gpu_engines(datasets: Mapping[str, Dataset]) -> pd.DataFrame:

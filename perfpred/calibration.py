@@ -11,7 +11,7 @@ import pandas as pd
 from numpy.typing import ArrayLike
 from sklearn.model_selection import GroupKFold
 
-from perfpred.scores import probes
+from perfpred.scores import unjudged
 from perfpred.stages import LAYER_KIND, Stages, select
 
 #: Intervals of networks outside the training range are this much wider, on the log scale.
@@ -178,10 +178,11 @@ def held_out_residuals(
         groups: What is held out together, such as lineages; at least two.
         folds: Groups of groups.
     """
-    probe = probes(engines)
-    judged = np.flatnonzero(~probe)
-    dealt = GroupKFold(min(folds, groups.iloc[judged].nunique())).split(judged, groups=groups.iloc[judged])
-    splits = [(np.delete(np.arange(len(engines)), judged[test]), judged[test]) for _, test in dealt]
+    everything, judged = np.arange(len(engines)), ~unjudged(engines)
+    own = groups[judged]
+    dealt = GroupKFold(min(folds, own.nunique())).split(own, groups=own)
+    held_out = [groups.isin(own.iloc[test]).to_numpy() for _, test in dealt]
+    splits = [(everything[~out], everything[out & judged]) for out in held_out]
     if engines["latency_kind"].eq(LAYER_KIND).all():
         splits = splits[:1]  # tables of single layers are large: there one fold stands for all
     residual, spread = _held_out(new_stages, engines, instances, times, splits)
@@ -189,7 +190,7 @@ def held_out_residuals(
     device = engines["device"].to_numpy(str)
     if len(np.unique(device)) >= _FEWEST_DEVICES:
         apart = [
-            (np.flatnonzero(device != one), np.flatnonzero((device == one) & ~probe))
+            (np.flatnonzero(device != one), np.flatnonzero((device == one) & judged))
             for one in np.unique(device[judged])
         ]
         residual, spread = _held_out(new_stages, engines, instances, times, apart)

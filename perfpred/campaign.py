@@ -33,6 +33,7 @@ from perfpred.child import (
     worker_command,
 )
 from perfpred.errors import MeasurementError, UsageError
+from perfpred.measure import SHARED
 from perfpred.prepare import graph_digest
 from perfpred.raw import RawStore
 from perfpred.unit import Unit, engine_id, engine_key
@@ -385,6 +386,8 @@ class Campaign:
         record, build_s, measure_s = measure_unit(
             device, child, unit, job.model, limit_s=settings.row_timeout_s, sharing=settings.workers
         )
+        if record["status"] == "good" and unit.target == "cpu" and len(settings.commands) > 1:
+            record["flags"].append(SHARED)
         with self._lock:
             self.progress.build_s += build_s
             self.progress.measure_s += measure_s

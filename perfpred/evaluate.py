@@ -17,7 +17,7 @@ from perfpred.dataset import Dataset
 from perfpred.errors import DatasetError
 from perfpred.instances import layer_instances
 from perfpred.parallel import each
-from perfpred.scores import cells, lineages, noise_floor, probes, score, score_table
+from perfpred.scores import cells, lineages, noise_floor, score, score_table, unjudged
 from perfpred.splits import PROTOCOLS, Split, networks, places, scorable, splits, subset
 
 __all__ = ["PROTOCOLS", "Evaluation", "Forecaster", "baseline_columns", "evaluate", "out_of_sample", "score", "unseen"]
@@ -113,7 +113,7 @@ def unseen(predictor: Any, dataset: Dataset, *, level: float = 0.9) -> pd.DataFr
     rows = scorable(dataset)
     known = set(predictor.facts_.get("networks", ()))
     new = ~(networks(rows.engines).isin(known) | rows.engines["network"].isin(known)).to_numpy()
-    new &= ~probes(rows.engines)
+    new &= ~unjudged(rows.engines)
     if not new.any():
         raise DatasetError(
             "the predictor was trained on every network of the dataset; give --protocol lineage to train without them"
@@ -153,7 +153,8 @@ def baseline_columns(
 ) -> dict[str, np.ndarray]:
     """Baselines of the tested rows, fitted on each split's training rows, seconds.
 
-    Calibrated within `GRANULARITY`, the pure bounds not at all; probes, which would lead them astray, are left out.
+    Calibrated within `GRANULARITY`, the pure bounds not at all; rows that are never judged, such as probes, would lead
+    them astray and are left out.
     Levels are `node`, what a network says by itself, and `fused`, what knowing the optimiser's layers adds.
     """
     asked = [(names, level, split) for level in ("node", "fused") for split in every] if names else []
@@ -164,7 +165,7 @@ def baseline_columns(
 
 def _calibrated(rows: Dataset, names: Sequence[str], level: str, split: Split) -> dict[str, np.ndarray]:
     """Baselines of one split at one level, seconds."""
-    train = split.train[~probes(rows.engines)[split.train]]
+    train = split.train[~unjudged(rows.engines)[split.train]]
     groups = cells(rows.engines, GRANULARITY).to_numpy()
     sizes = pd.Series(groups[train]).value_counts()
     large = set(sizes[sizes >= _FEWEST].index)

@@ -41,8 +41,8 @@ _ROBUST: Final = 0.15
 _STEEPEST: Final = 1.5
 #: Weight of an engine's timed layers together, in engines.
 _LAYERS_WEIGHT: Final = 5.0
-#: Weight of probes and their layers: they are many, and of sizes that few networks hold.
-_PROBE_WEIGHT: Final = 0.4
+#: Weight of probes, which are many and of sizes that few networks hold, and of what was measured beside other work.
+_UNJUDGED_WEIGHT: Final = 0.4
 #: Of one layer in it: a layer that is most of its engine must not be all that is learned from it.
 _LARGEST_SHARE: Final = 0.5
 #: Sums of layer times this far from the latency were not timed under like conditions.
@@ -69,7 +69,7 @@ class LayerTargets:
         latency_s: Latency of each engine, seconds, its method's scale taken out.
         added_s: What the method adds to the layers of each engine, seconds.
         weight: Of each engine.
-        probe: Whether each engine is a probe.
+        unjudged: Whether each engine is one that is never judged, such as a probe.
     """
 
     row: Array
@@ -78,7 +78,7 @@ class LayerTargets:
     latency_s: Array
     added_s: Array
     weight: Array
-    probe: Array
+    unjudged: Array
 
 
 @dataclass
@@ -197,7 +197,7 @@ class _Problem:
         self._transposed = self._counts.T.tocsr()
         self._base = targets.base_s[first]
         self._added, self._log_latency = targets.added_s, np.log(targets.latency_s)
-        trust = np.where(targets.probe, _PROBE_WEIGHT, 1.0)
+        trust = np.where(targets.unjudged, _UNJUDGED_WEIGHT, 1.0)
         self._weight = trust * targets.weight / targets.weight.mean()
         time, share = _timed_shares(targets)
         share *= trust[targets.row]

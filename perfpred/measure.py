@@ -24,6 +24,8 @@ Samples = NDArray[np.float32]
 MAX_CV: Final = 0.025
 MAX_IQR: Final = 0.1
 MAX_ENQUEUE: Final = 0.8
+#: Flag of rows taken on a CPU while other workers measured on its other cores: they share caches, memory and clock.
+SHARED: Final = "shared"
 
 _SPIN_S: Final = 0.5e-3
 _MAX_SPINS: Final = 64

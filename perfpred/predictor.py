@@ -27,7 +27,7 @@ from perfpred.layer import PRECISIONS
 from perfpred.lowering import rules_for, structure_frame
 from perfpred.network import Network, load_network
 from perfpred.prediction import LayerPrediction, Prediction
-from perfpred.scores import probes
+from perfpred.scores import unjudged
 from perfpred.stages import Forecast, Stages, select
 from perfpred.timed import layer_times
 from perfpred.transfer import Transfers
@@ -73,8 +73,8 @@ class LatencyPredictor:
         """
         engines = _learnable(dataset)
         runtimes = sorted(engines["runtime"].dropna().unique())
-        probe = probes(engines)
-        if (n_judged := int((~probe).sum())) < 4:
+        aside = unjudged(engines)
+        if (n_judged := int((~aside).sum())) < 4:
             raise DatasetError(f"{n_judged} measured engines of networks are too few to train on; collect at least 4")
         if len(runtimes) != 1:
             raise DatasetError(f"a predictor is of one runtime, the dataset has {', '.join(runtimes)}; train one each")
@@ -83,18 +83,18 @@ class LatencyPredictor:
         times = layer_times(instances, engines, dataset)
         self.stages_ = self._new_stages().fit(engines, instances, times)
         if len(dataset.layers_at("node")):
-            judged = engines[~probe].reset_index(drop=True)
+            judged = engines[~aside].reset_index(drop=True)
             self.contrast_ = Contrast().fit(judged, layer_instances(judged, dataset.layers_at("node")))
         if self.folds:
             groups = _groups(engines)
-            if groups[~probe].nunique() < 2:
+            if groups[~aside].nunique() < 2:
                 raise DatasetError(
                     "intervals need networks of at least two families; collect more, or train with folds=0"
                 )
             self.residuals_ = held_out_residuals(
                 self._new_stages, engines, instances, times, groups=groups, folds=self.folds
             )
-        features = self.stages_.features(select(instances, np.flatnonzero(~probe))[1])
+        features = self.stages_.features(select(instances, np.flatnonzero(~aside))[1])
         self.facts_ = {
             "runtime": runtimes[0],
             "on_cpu": bool(instances["is_cpu"].iloc[0]),

@@ -23,7 +23,7 @@ from perfpred.overview import overview
 from perfpred.page import Section, page
 from perfpred.prediction import Prediction
 from perfpred.predictor import LatencyPredictor
-from perfpred.scores import cells, lineages, probes
+from perfpred.scores import cells, lineages, unjudged
 from perfpred.splits import places, scorable, subset
 from perfpred.timed import layer_times
 
@@ -118,7 +118,7 @@ def dataset_sections(name: str, dataset: Dataset) -> list[Section]:
         )
         made.chart(svg, "Latency by lineage: 5th to 95th percentile, middle half, median.")
     judged = scorable(dataset)
-    judged = subset(judged, np.flatnonzero(~probes(judged.engines)))
+    judged = subset(judged, np.flatnonzero(~unjudged(judged.engines)))
     return [made, *_places_section(name, judged.engines), *_layers_section(name, judged)]
 
 

@@ -11,6 +11,7 @@ import pandas as pd
 
 from perfpred.corpus import PROBE
 from perfpred.errors import DatasetError
+from perfpred.measure import SHARED
 
 #: Within one of these the order of networks means something: everything but the network and its batch is equal.
 RANKING_CELL: Final = ("device", "mode", "sm_count", "precision", "latency_kind")
@@ -81,6 +82,17 @@ def probes(engines: pd.DataFrame) -> np.ndarray:
     """Which rows are probes; shape (n_engines,)."""
     made: np.ndarray = engines["lineage"].eq(PROBE).to_numpy(bool, na_value=False)
     return made
+
+
+def unjudged(engines: pd.DataFrame) -> np.ndarray:
+    """Which rows are learned from and never judged, shape (n_engines,): probes, and those measured beside others.
+
+    Where every network was measured beside others, there is nothing better to judge by.
+    """
+    probe = probes(engines)
+    shared = [flags is not None and SHARED in flags for flags in engines["flags"]]
+    made: np.ndarray = probe | np.array(shared, bool)
+    return probe if made.all() else made
 
 
 def cells(engines: pd.DataFrame, columns: Sequence[str]) -> pd.Series[str]:

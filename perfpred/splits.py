@@ -1,6 +1,6 @@
 """Splits that say what was unseen: rows of one network never stand on both sides, unless a device is what is new.
 
-Probes are never tested: they are trained on wherever what is new is not theirs.
+Probes, and rows measured beside others, are never tested: they are trained on wherever what is new is not theirs.
 """
 
 from __future__ import annotations
@@ -14,7 +14,7 @@ import pandas as pd
 
 from perfpred.dataset import Dataset
 from perfpred.errors import DatasetError, UsageError
-from perfpred.scores import cells, lineages, probes
+from perfpred.scores import cells, lineages, probes, unjudged
 
 PROTOCOLS: Final = ("random", "family", "lineage", "device", "batch", "precision", "kshot")
 #: Stands for the fold of rows that are in none.
@@ -82,7 +82,7 @@ def splits(engines: pd.DataFrame, protocol: str, *, folds: int | None = 5, seed:
     """
     if protocol not in PROTOCOLS or protocol == "kshot":
         raise UsageError(f"protocol '{protocol}' is unknown; give one of {', '.join(PROTOCOLS)}")
-    everything, judged = np.arange(len(engines)), ~probes(engines)
+    everything, probe, judged = np.arange(len(engines)), probes(engines), ~unjudged(engines)
     if protocol == "device":
         for name, left_out in _left_out_devices(engines):
             if (left_out & judged).any():
@@ -92,13 +92,15 @@ def splits(engines: pd.DataFrame, protocol: str, *, folds: int | None = 5, seed:
         protocol, networks(engines)
     )
     fold = np.full(len(engines), _NO_FOLD)
-    fold[judged] = deal(_joined(group[judged], networks(engines)[judged]), folds, seed)
+    fold[~probe] = deal(_joined(group[~probe], networks(engines)[~probe]), folds, seed)
     numbers = sorted(set(fold[judged]))
     if protocol in ("random", "family", "lineage"):
         _two(protocol, fold[judged])
         for number in numbers:
             yield Split(
-                name=_name(group, fold == number), train=everything[fold != number], test=everything[fold == number]
+                name=_name(group, fold == number),
+                train=everything[fold != number],
+                test=everything[(fold == number) & judged],
             )
         return
     value = engines["batch_size" if protocol == "batch" else "precision"].astype(str).to_numpy()
@@ -106,7 +108,7 @@ def splits(engines: pd.DataFrame, protocol: str, *, folds: int | None = 5, seed:
     for left_out in sorted(set(value)):
         for number in numbers:
             train = everything[(fold != number) & (value != left_out)]
-            test = everything[(fold == number) & (value == left_out)]
+            test = everything[(fold == number) & (value == left_out) & judged]
             if len(train) and len(test):
                 yield Split(name=left_out, train=train, test=test)
 

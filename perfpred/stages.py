@@ -20,7 +20,7 @@ from perfpred.engine_stage import EngineStage
 from perfpred.errors import PredictorError
 from perfpred.features import engine_features
 from perfpred.layer_stage import LayerStage, LayerTargets
-from perfpred.scores import probes
+from perfpred.scores import probes, unjudged
 
 #: Latency kind of rows that time one layer alone.
 LAYER_KIND: Final = "layer"
@@ -104,7 +104,7 @@ class Stages:
             latency_s=_latency(engines) / scale,
             added_s=added_s,
             weight=engines.groupby("network")["network"].transform("size").to_numpy(float) ** -0.5,
-            probe=probe,
+            unjudged=unjudged(engines),
         )
         self.physics_ = physics
         self.layer_stage_ = LayerStage(drop=tuple(self.drop), seed=self.seed).fit(layers, targets)

@@ -21,6 +21,7 @@ import perfpred.raw
 from perfpred.campaign import Campaign, Settings
 from perfpred.child import Child, ChildLostError
 from perfpred.errors import FormatError, UsageError
+from perfpred.measure import SHARED
 from perfpred.raw import RawStore, pack, records
 from perfpred.unit import Plan, Unit, grid
 
@@ -91,6 +92,14 @@ def test_workers_sharing_a_device_measure_one_at_a_time(tmp_path: Path, monkeypa
     assert 20 * 0.02 <= progress.measure_s <= time.monotonic() - begin
     processes = {row["process"] for row in records(tmp_path / "out") if row["status"] == "good"}
     assert len(processes) > 1
+
+
+def test_cpu_workers_side_by_side_say_so_in_every_row(tmp_path: Path) -> None:
+    paths = networks(tmp_path / "nets", "a", "b")
+    for target, workers, shared in (("cpu", 2, True), ("cpu", 1, False), ("gpu", 2, False)):
+        out = tmp_path / f"{target}-{workers}"
+        campaign(grid(paths, target=target), paths, out, workers=workers).run()
+        assert [SHARED in row["flags"] for row in records(out)] == [shared] * 2
 
 
 def test_failures_are_kept_unless_asked_again(tmp_path: Path) -> None:

@@ -16,6 +16,7 @@ from perfpred.corpus import PROBE
 from perfpred.dataset import Dataset, concat, engine_frame
 from perfpred.errors import DatasetError, UsageError
 from perfpred.evaluate import evaluate, nearest_columns, out_of_sample, unfitted
+from perfpred.measure import SHARED
 from perfpred.predictor import LatencyPredictor
 from perfpred.scores import concordant, error_ratio, noise_floor, score
 from perfpred.splits import deal, scorable, splits, subset
@@ -188,6 +189,28 @@ def test_probes_are_learned_from_but_never_judged(protocol: str) -> None:
         new = {"device": "device", "precision": "precision"}.get(protocol)
         expected = {i for i in probe if new is None or engines[new].astype(str)[i] != split.name}
         assert probe & set(split.train) == expected
+
+
+@pytest.mark.parametrize("protocol", ["random", "family", "lineage", "device", "precision", "batch"])
+def test_rows_measured_beside_others_are_never_judged_nor_give_away_what_is(protocol: str) -> None:
+    engines = dataset(12, precisions=("fp16", "fp32"), batch_sizes=(1, 4)).engines
+    shared = engines["device"].eq("jetson-orin-nano")
+    engines["flags"] = [["cv", SHARED] if one else None for one in shared]
+    unseen = {"random": "network", "batch": "batch_size"}.get(protocol, protocol)
+    tested = []
+    for split in splits(engines, protocol, folds=3):
+        train, test = engines.iloc[split.train], engines.iloc[split.test]
+        assert not set(train[unseen]) & set(test[unseen])
+        assert shared.iloc[split.train].any()
+        tested += list(split.test)
+    assert set(tested) == set(np.flatnonzero(~shared))
+
+
+def test_where_everything_was_measured_beside_others_it_is_judged() -> None:
+    engines = dataset(12).engines
+    engines["flags"] = [[SHARED]] * len(engines)
+    every = list(splits(engines, "random", folds=3))
+    assert sum(len(split.test) for split in every) == len(engines)
 
 
 def test_probes_alone_are_nothing_to_judge() -> None:

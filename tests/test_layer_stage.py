@@ -53,7 +53,7 @@ def _measured(n: int, seed: int) -> tuple[pd.DataFrame, LayerTargets]:
         latency_s=np.bincount(row, layer_s) + 2e-5,
         added_s=np.full(n, 2e-5),
         weight=np.ones(n),
-        probe=np.zeros(n, bool),
+        unjudged=np.zeros(n, bool),
     )
 
 
@@ -149,7 +149,7 @@ def test_where_probes_and_networks_contradict_each_other_networks_count_for_more
                 latency_s=base_s * [2, 5],
                 added_s=np.zeros(2),
                 weight=np.ones(2),
-                probe=np.array([False, odd]),
+                unjudged=np.array([False, odd]),
             ),
         ).lessons(np.zeros(1))[0][0]
         for odd in (False, True)
