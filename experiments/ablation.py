@@ -13,9 +13,9 @@ Last, the whole predictor does without each group of features of its trees over 
 
 Trees over engines know nothing of how a laboratory measured, which the stages do. On nodes, a kernel's time counts for
 the node it is named after. Measured rows are a sample with a fixed seed that keeps every lineage, of the GPU's as large
-as asked for; probes are left out. Intervals are 90 % of a
-bootstrap over lineages, paired where two steps are compared. `--published` names the folder where `perfpred import
-published` already wrote the published tables; without them and the reference data the measured rows alone are ablated.
+as asked for; rows that are never judged are left out. Intervals are 90 % of a bootstrap over lineages, paired where two
+steps are compared. `--published` names the folder where `perfpred import published` already wrote the published tables;
+without them and the reference data the measured rows alone are ablated.
 """
 
 from __future__ import annotations
@@ -24,7 +24,7 @@ import argparse
 import json
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
-from itertools import pairwise
+from itertools import islice, pairwise
 
 import numpy as np
 import pandas as pd
@@ -44,7 +44,7 @@ from perfpred.scores import lineages, unjudged
 from perfpred.splits import Split, scorable, splits, subset
 
 #: Engines taken of each measured dataset, of the first unless told; of the first the feature groups are ablated too.
-SAMPLES = {"gpu-onnxruntime": 180, "cpu-onnxruntime": 120}
+SAMPLES = {"gpu-onnxruntime": 160, "cpu-onnxruntime": 100}
 SEED = 0
 FOLDS = 3
 DRAWS = 2000
@@ -113,42 +113,45 @@ def known(step: str, instances: pd.DataFrame) -> tuple[pd.DataFrame, np.ndarray]
     return made, features["totals:roofline"].to_numpy()
 
 
-def regressed(rows: Dataset, level: str, step: str, every: list[Split]) -> np.ndarray:
-    """Latency of each engine by trees over engines that never saw its lineage, seconds; shape (n_engines,)."""
+def regressed(rows: Dataset, level: str, step: str, split: Split) -> np.ndarray:
+    """Latency of the split's tested engines by trees over engines, seconds; shape (n_tested,)."""
     features, offset = known(step, layer_instances(rows.engines, rows.layers_at(level)))
-    made, target = np.empty(len(offset)), np.log(rows.engines["latency_s"].to_numpy(float)) - offset
-    for split in every:
-        trees = boosted_trees().fit(features.iloc[split.train], target[split.train])
-        made[split.test] = trees.predict(features.iloc[split.test]) + offset[split.test]
-    return np.exp(made)
-
-
-def staged(rows: Dataset, level: str, step: str, drop: str, every: list[Split]) -> np.ndarray:
-    """Latency of each engine by the package's predictor that never saw its lineage, seconds; shape (n_engines,)."""
-    made = np.empty(len(rows.engines))
-    for split in every:
-        left_out, trees = [drop] if drop else [], step == "trees"
-        predictor = LatencyPredictor(level=level, drop=left_out, trees=trees, folds=0, seed=SEED)
-        predictor.fit(subset(rows, split.train))
-        asked = subset(rows, split.test)
-        made[split.test] = predictor.predict_engines(asked.engines, asked.layers)
+    target = np.log(rows.engines["latency_s"].to_numpy(float)) - offset
+    trees = boosted_trees().fit(features.iloc[split.train], target[split.train])
+    made: np.ndarray = np.exp(trees.predict(features.iloc[split.test]) + offset[split.test])
     return made
 
 
-def predicted(rows: Dataset, groups: Sequence[str]) -> list[tuple[Key, np.ndarray]]:
-    """Every step on every level, then the last without each of the feature groups, with the latencies it gives."""
+def staged(rows: Dataset, level: str, step: str, drop: str, split: Split) -> np.ndarray:
+    """Latency of the split's tested engines by the package's predictor, seconds; shape (n_tested,)."""
+    predictor = LatencyPredictor(
+        level=level, drop=[drop] if drop else [], trees=step == "trees", folds=0, seed=SEED
+    ).fit(subset(rows, split.train))
+    asked = subset(rows, split.test)
+    return predictor.predict_engines(asked.engines, asked.layers)
+
+
+def predicted(rows: Dataset, groups: Sequence[str]) -> Iterator[tuple[Key, np.ndarray]]:
+    """Every step on every level, then the last without each of the feature groups, with the latencies it gives.
+
+    Of engines whose lineage was not trained on, seconds; shape (n_engines,).
+    """
     every = list(splits(rows.engines, "lineage", folds=FOLDS, seed=SEED))
     levels = [level for level in LEVELS if len(rows.layers_at(level))]
     steps = list(STEPS) if len(rows.times) else list(STEPS)[:-1]
     keys = [(step, level, "") for step in reversed(steps) for level in levels]
     keys += [("trees", "fused", group) for group in groups if "trees" in steps]
-    made = each(_latency, rows, ((*key, every) for key in keys), n_jobs=-1)
-    return list(zip(keys, made, strict=True))
+    parts = iter(each(_latency, rows, ((*key, split) for key in keys for split in every), n_jobs=-1))
+    for key in keys:
+        made = np.empty(len(rows.engines))
+        for split, part in zip(every, islice(parts, len(every)), strict=True):
+            made[split.test] = part
+        yield key, made
 
 
-def _latency(rows: Dataset, step: str, level: str, drop: str, every: list[Split]) -> np.ndarray:
+def _latency(rows: Dataset, step: str, level: str, drop: str, split: Split) -> np.ndarray:
     at = Dataset(engines=rows.engines, layers=rows.layers_at(level), times=rows.times)
-    return staged(at, level, step, drop, every) if step in ("physics", "trees") else regressed(at, level, step, every)
+    return staged(at, level, step, drop, split) if step in ("physics", "trees") else regressed(at, level, step, split)
 
 
 def drawn_mape(error: np.ndarray, lineage: pd.Series) -> np.ndarray:
