@@ -34,7 +34,7 @@ from perfpred.imports import dataset_from_published
 from perfpred.plots import COLOURS, figure
 from perfpred.predictor import LatencyPredictor
 from perfpred.scores import error_ratio, noise_floor, score_table, unjudged
-from perfpred.splits import scorable, subset
+from perfpred.splits import scorable, splits, subset
 
 MEASURED = ("gpu-onnxruntime", "cpu-onnxruntime")
 PUBLISHED = "published TensorRT"
@@ -139,12 +139,13 @@ def evaluated(name: str, dataset: Dataset, protocol: str, *, full: bool) -> dict
     """All tables of one dataset under one protocol; `None` where the dataset has too few groups."""
     most = PUBLISHED_ENGINES if name == PUBLISHED else ENGINES
     begun, among = time.monotonic(), len(scorable(dataset).engines)
-    part = drawn(dataset, None if full else most)
+    part, folds = drawn(dataset, None if full else most), FULL_FOLDS if full else FOLDS
     try:
-        folds = FULL_FOLDS if full else FOLDS
+        if len(list(splits(part.engines, protocol, folds=folds, seed=SEED))) < 2:
+            raise DatasetError("networks of one device alone are judged; nothing is left to compare its intervals with")
         found = evaluate([LatencyPredictor()], part, protocol=protocol, folds=folds, seed=SEED, n_jobs=-1)
     except DatasetError as error:
-        print(f"{name}: {error}")
+        print(f"{name}, {protocol}: {error}")
         return None
     rows = found.predictions
     floor = noise_floor(dataset.good).get("mape")

@@ -165,7 +165,8 @@ def baseline_columns(
 
 def _calibrated(rows: Dataset, names: Sequence[str], level: str, split: Split) -> dict[str, np.ndarray]:
     """Baselines of one split at one level, seconds."""
-    train = split.train[~unjudged(rows.engines)[split.train]]
+    aside = unjudged(rows.engines.iloc[split.train])
+    train = split.train[~aside | aside.all()]
     groups = cells(rows.engines, GRANULARITY).to_numpy()
     sizes = pd.Series(groups[train]).value_counts()
     large = set(sizes[sizes >= _FEWEST].index)

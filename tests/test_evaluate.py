@@ -206,6 +206,17 @@ def test_rows_measured_beside_others_are_never_judged_nor_give_away_what_is(prot
     assert set(tested) == set(np.flatnonzero(~shared))
 
 
+def test_baselines_of_a_device_are_fitted_on_rows_beside_others_where_there_is_nothing_else() -> None:
+    given = dataset(12)
+    shared = given.engines["device"].eq("jetson-orin-nano")
+    given.engines["flags"] = [[SHARED] if one else None for one in shared]
+    found = out_of_sample(
+        LatencyPredictor(trees=False, folds=0), given, protocol="device", baselines=("scaled_roofline",)
+    )
+    assert found["device"].eq("jetson-agx-orin-32gb").all()
+    assert np.isfinite(found["node:scaled_roofline"]).all()
+
+
 def test_where_everything_was_measured_beside_others_it_is_judged() -> None:
     engines = dataset(12).engines
     engines["flags"] = [[SHARED]] * len(engines)
