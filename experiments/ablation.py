@@ -44,7 +44,7 @@ from perfpred.scores import lineages, unjudged
 from perfpred.splits import Split, scorable, splits, subset
 
 #: Engines taken of each measured dataset, of the first unless told; of the first the feature groups are ablated too.
-SAMPLES = {"gpu-onnxruntime": 160, "cpu-onnxruntime": 100}
+SAMPLES = {"gpu-onnxruntime": 130, "cpu-onnxruntime": 90}
 SEED = 0
 FOLDS = 3
 DRAWS = 2000

@@ -10,7 +10,7 @@ leave is mostly the table's own noise, as no layer was timed twice. `predictor` 
 stand beside it; its settings were chosen on other folds (unseen pair, fp16, another seed). Baselines, fitted on the
 same rows: roofline times one scale, and affine roofline. One row in `SHARE` is taken, with a fixed seed; `--full` takes
 all, for two hours of a core. A run of some precisions or splits replaces their lines in the results and keeps the others,
-if these were made of the same rows; results of all rows give way only to `--full`.
+if these were made of the same rows; results of all rows stay unless `--full` makes them again.
 """
 
 from __future__ import annotations
@@ -149,10 +149,7 @@ def findings(table: pd.DataFrame, source: dict[str, object]) -> list[str]:
 def report(lines: list[dict[str, object]], source: dict[str, object], options: str) -> None:
     """Writes the results; lines of other precisions and splits stay where the rows are the same."""
     done = {(line["precision"], line["split"]) for line in lines}
-    stored = earlier(source)
-    if stored is None:
-        print("results of all rows are kept; --full replaces them")
-        return
+    stored = earlier(source) or []
     table = pd.DataFrame([*lines, *(x for x in stored if (x["precision"], x["split"]) not in done)])
     place = table["split"].map(SPLITS.index)
     table = table.assign(place=place).sort_values(["place", "precision", "mape"]).drop(columns="place")
@@ -176,6 +173,9 @@ def main() -> None:
     rows = table if given.full else table.sample(frac=1 / SHARE, random_state=SEED).reset_index(drop=True)
     digest = hashlib.sha256((folder / TABLE).read_bytes()).hexdigest()
     source = {"table": TABLE, "sha256": digest, "rows": len(table), "taken": len(rows), "seed": SEED}
+    if earlier(source) is None:
+        print("results of all rows are kept; --full makes them again")
+        return
     own = {name: rows[rows["precision"] == name].reset_index(drop=True) for name in given.precision}
     cells = [(split, name, list(folds(own[name], split))) for split in given.split for name in given.precision]
     parts = Parallel(n_jobs=-1, return_as="generator")(

@@ -6,10 +6,9 @@ Output: experiments/results/scale.csv, .json, .md and .png
 Seconds of processor time of one thread, so that other load does not count; set OMP_NUM_THREADS=1. A prediction is taken
 apart for a dozen corpus networks evenly spread over the order of their node counts: reading and binding the graph,
 fusing it for TensorRT, and the whole answer from a network already loaded, with interval, layers and baselines.
-Training is timed without intervals, which cost as much again for each fold, on more and more engines, probes left out;
-`--full` goes on to all of them. Collection is
-read off the committed rows: the build of an engine, and the wall time of the campaigns over their engines, pauses of
-more than ten minutes left out.
+Training is timed without intervals, which cost as much again for each fold, on more and more judged engines; `--full`
+goes on to all of them. Collection is read off the committed rows: the build of an engine, and the wall time of the
+campaigns over their engines, pauses of more than ten minutes left out.
 These are times of the machine that ran the script; other experiments give the same figures everywhere, this one not.
 """
 

@@ -36,7 +36,7 @@ from perfpred.splits import Split, networks, scorable, splits, subset
 from perfpred.transfer import choose_calibration, kshot, most_telling
 
 DATASET = "gpu-onnxruntime"
-ENGINES = 240
+ENGINES = 200
 SEED = 0
 FOLDS = 3
 TRAINING_NETWORKS = (10, 40, 160)

@@ -73,14 +73,14 @@ def _cell(value: object) -> str:
 
 
 def gpu_datasets() -> dict[str, Dataset]:
-    """The committed GPU datasets by folder name; probes, which are single layers, are left out."""
+    """The committed GPU datasets by folder name; rows that are never judged, such as probes, are left out."""
     found = sorted(datasets_folder().glob("gpu-*/engines.parquet"))
     if not found:
         print(f"no gpu-* dataset in {datasets_folder()}: measured rows are left out")
-    return {path.parent.name: _without_probes(Dataset.read(path.parent)) for path in found}
+    return {path.parent.name: _judged(Dataset.read(path.parent)) for path in found}
 
 
-def _without_probes(dataset: Dataset) -> Dataset:
+def _judged(dataset: Dataset) -> Dataset:
     return subset(dataset, np.flatnonzero(~unjudged(dataset.engines)))
 
 
