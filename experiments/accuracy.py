@@ -21,6 +21,8 @@ import argparse
 import json
 import time
 from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
+from itertools import pairwise
 
 import numpy as np
 import pandas as pd
@@ -34,8 +36,8 @@ from perfpred.evaluate import evaluate
 from perfpred.imports import dataset_from_published
 from perfpred.plots import COLOURS, figure
 from perfpred.predictor import LatencyPredictor
-from perfpred.scores import error_ratio, noise_floor, score_table, unjudged
-from perfpred.splits import scorable, splits, subset
+from perfpred.scores import error_ratio, lineages, noise_floor, score_table, unjudged
+from perfpred.splits import places, scorable, splits, subset
 
 MEASURED = ("gpu-onnxruntime", "cpu-onnxruntime")
 PUBLISHED = "published TensorRT"
@@ -56,7 +58,10 @@ ALL = "all"
 TICKS = (10, 20, 30, 50, 70, 100, 150)
 LEFT_OUT = "Each device or partition size left out"
 RATIOS = "Error of the best baseline over that of perfpred, 90 % interval over families"
-TABLES_OF = {"scores": "Scores by latency kind", "ratios": RATIOS, "left out": LEFT_OUT}
+HELD = "What the 90 % intervals hold, of parts of the rows"
+TABLES_OF = {"scores": "Scores by latency kind", "ratios": RATIOS, "left out": LEFT_OUT, "held": HELD}
+#: Rows of a lineage that is small, and of one that is larger than most.
+SIZES = (30, 100, 300)
 LABELS = {"": "perfpred", "node": "baselines on nodes", "fused": "baselines on fused layers"}
 
 
@@ -128,39 +133,74 @@ def left_out(rows: pd.DataFrame) -> pd.DataFrame:
     return made.rename(columns={"predicted_s": "perfpred", "fold": "left out"})
 
 
-def drawn(dataset: Dataset, most: int | None) -> Dataset:
-    """What is trained on and scored; of a sample, a third at most is of the rows that are trained on alone."""
+def held(rows: pd.DataFrame) -> pd.DataFrame:
+    """Coverage and width of the intervals by device, precision, latency kind, and rows of the lineage."""
+    lineage = lineages(rows)
+    edges = [0, *SIZES, np.inf]
+    names = [f"{low + 1:.0f} to {high:.0f}" if np.isfinite(high) else f"over {low}" for low, high in pairwise(edges)]
+    parts = {
+        "device": places(rows), "precision": rows["precision"], "latency kind": rows["latency_kind"],
+        "rows of the lineage": pd.cut(lineage.groupby(lineage).transform("size"), edges, labels=names),
+    }  # fmt: skip
+    tables = [
+        score_table(rows.assign(part=values.astype(str)), ["predicted_s"], by=["part"]).assign(of=name)
+        for name, values in parts.items()
+    ]
+    return pd.concat(tables, ignore_index=True)[["of", "part", "n", "n_networks", "mape", "coverage", "width"]]
+
+
+@dataclass(frozen=True, kw_only=True)
+class Source:
+    """Rows of one dataset that are trained on and scored, and what is said of all of them.
+
+    Attributes:
+        name: Of the dataset.
+        rows: Drawn from it.
+        among: Engines that they were drawn from.
+        noise_mape: Its noise floor; `None` where nothing was built twice.
+        digest: Of the dataset.
+    """
+
+    name: str
+    rows: Dataset
+    among: int
+    noise_mape: float | None
+    digest: str
+
+
+def drawn(name: str, dataset: Dataset, most: int | None) -> Source:
+    """A sample, a third at most of rows that are trained on alone, or everything."""
     rows = scorable(dataset)
-    if most is None:
-        return rows
-    aside = unjudged(rows.engines)
-    parts = np.flatnonzero(aside), np.flatnonzero(~aside)
-    counts = (few := min(most // 3, len(parts[0]))), most - few
-    chosen = [p[sampled(rows.engines.iloc[p], n, SEED)] for p, n in zip(parts, counts, strict=True) if n]
-    return subset(rows, np.sort(np.concatenate(chosen)))
+    part = rows
+    if most is not None:
+        aside = unjudged(rows.engines)
+        parts = np.flatnonzero(aside), np.flatnonzero(~aside)
+        counts = (few := min(most // 3, len(parts[0]))), most - few
+        chosen = [p[sampled(rows.engines.iloc[p], n, SEED)] for p, n in zip(parts, counts, strict=True) if n]
+        part = subset(rows, np.sort(np.concatenate(chosen)))
+    floor = noise_floor(dataset.good).get("mape")
+    return Source(name=name, rows=part, among=len(rows.engines), noise_mape=floor, digest=dataset.digest())
 
 
-def evaluated(name: str, dataset: Dataset, protocol: str, *, full: bool, n_jobs: int) -> dict[str, pd.DataFrame] | None:
+def evaluated(source: Source, protocol: str, *, folds: int, n_jobs: int) -> dict[str, pd.DataFrame] | None:
     """All tables of one dataset under one protocol; `None` where the dataset has too few groups."""
-    most = PUBLISHED_ENGINES if name == PUBLISHED else ENGINES
-    begun, among = time.monotonic(), len(scorable(dataset).engines)
-    part, folds = drawn(dataset, None if full else most), FULL_FOLDS if full else FOLDS
+    begun, part = time.monotonic(), source.rows
     try:
         if len(list(splits(part.engines, protocol, folds=folds, seed=SEED))) < 2:
             raise DatasetError("networks of one device alone are judged; nothing is left to compare its intervals with")
         found = evaluate([LatencyPredictor()], part, protocol=protocol, folds=folds, seed=SEED, n_jobs=n_jobs)
     except DatasetError as error:
-        print(f"{name}, {protocol}: {error}")
+        print(f"{source.name}, {protocol}: {error}")
         return None
     rows = found.predictions
-    floor = noise_floor(dataset.good).get("mape")
     made = {
-        "scores": scored(rows).assign(noise_mape=floor, drawn=len(part.engines), among=among),
+        "scores": scored(rows).assign(noise_mape=source.noise_mape, drawn=len(part.engines), among=source.among),
         "ratios": pd.DataFrame(ratios(rows)),
         "left out": left_out(rows) if protocol == "device" else pd.DataFrame(),
+        "held": pd.DataFrame() if protocol == "device" else held(rows),
     }
-    print(f"{name}, {protocol}: {len(rows)} rows, {time.monotonic() - begun:.0f} s", flush=True)
-    about = {"dataset": name, "protocol": protocol, "data": dataset.digest()}
+    print(f"{source.name}, {protocol}: {len(rows)} rows, {time.monotonic() - begun:.0f} s", flush=True)
+    about = {"dataset": source.name, "protocol": protocol, "data": source.digest}
     return {key: table.assign(**about) for key, table in made.items()}
 
 
@@ -228,7 +268,7 @@ def draw(scores: pd.DataFrame) -> None:
 
 def report(made: Sequence[dict[str, pd.DataFrame]], *, full: bool = False) -> None:
     """Writes the results of datasets and protocols; `full` says that nothing was sampled."""
-    scores, ratio, places = (
+    scores, ratio, left, intervals = (
         pd.concat([tables[key] for tables in made if len(tables[key])] or [pd.DataFrame()], ignore_index=True)
         for key in TABLES_OF
     )
@@ -245,7 +285,8 @@ def report(made: Sequence[dict[str, pd.DataFrame]], *, full: bool = False) -> No
             "scores": scores,
             RATIOS: _first(ratio, CELL),
             "Every predictor and baseline": whole,
-            **({LEFT_OUT: _first(places, ["dataset", "left out"])} if len(places) else {}),
+            **({LEFT_OUT: _first(left, ["dataset", "left out"])} if len(left) else {}),
+            HELD: _first(intervals, ["dataset", "protocol"]),
             **({TABLES_OF["scores"]: scores} if full else {}),  # what `earlier` reads
         },
         findings=said,
@@ -265,18 +306,21 @@ def main() -> None:
     names = [*MEASURED, PUBLISHED]
     parser.add_argument("--dataset", nargs="*", default=names, choices=names, help="with --full")
     given = parser.parse_args()
-    every = list(datasets(given.published))
+    every = datasets(given.published)
     if not given.full:
-        cells = [(*source, protocol) for protocol in reversed(PROTOCOLS) for source in every]  # the longest first
-        found = Parallel(n_jobs=-1)(delayed(evaluated)(*one, full=False, n_jobs=1) for one in cells)
-        by_cell = {(name, protocol): tables for (name, _, protocol), tables in zip(cells, found, strict=True)}
-        order = [(name, protocol) for name, _ in every for protocol in PROTOCOLS]
+        most = dict.fromkeys(MEASURED, ENGINES) | {PUBLISHED: PUBLISHED_ENGINES}
+        sources = [drawn(name, dataset, most[name]) for name, dataset in every]
+        cells = [(source, protocol) for protocol in reversed(PROTOCOLS) for source in sources]  # the longest first
+        found = Parallel(n_jobs=-1)(delayed(evaluated)(*cell, folds=FOLDS, n_jobs=1) for cell in cells)
+        by_cell = {(source.name, protocol): tables for (source, protocol), tables in zip(cells, found, strict=True)}
+        order = [(source.name, protocol) for source in sources for protocol in PROTOCOLS]
         report([tables for cell in order if (tables := by_cell[cell])])
         return
-    asked = [(*source, protocol) for protocol in given.protocol for source in every if source[0] in given.dataset]
-    made = earlier([(name, protocol) for name, _, protocol in asked], [found.digest() for _, found in every])
-    for one in asked:
-        made += [tables] if (tables := evaluated(*one, full=True, n_jobs=-1)) else []
+    sources = [drawn(name, dataset, None) for name, dataset in every]
+    asked = [(source, protocol) for protocol in given.protocol for source in sources if source.name in given.dataset]
+    made = earlier([(source.name, protocol) for source, protocol in asked], [source.digest for source in sources])
+    for source, protocol in asked:
+        made += [tables] if (tables := evaluated(source, protocol, folds=FULL_FOLDS, n_jobs=-1)) else []
         report(made, full=True)
 
 
