@@ -9,8 +9,9 @@ DEV := $(VENV)/dev.installed
 # Threads of numerical libraries would compete with the test workers.
 export OMP_NUM_THREADS ?= 1
 
-# `make experiments` is to take half an hour of two cores; on the two threads of one slow server core it took 78
-# core-minutes without conv_layers: ablation 23, accuracy 18, transfer 12, published 6, the others less than 5 each.
+# `make experiments` is to take half an hour of two cores; on two threads of one slow server core its parts took 64
+# core-minutes, some 34 minutes together: ablation 17 core-minutes, accuracy 12, transfer 10, published 6, the others
+# less than 5 each. conv_layers keeps results of all rows and takes 5 where there are none.
 # Where all rows would take longer, a script takes a sample with a fixed seed, says so in its text, and takes more with
 # --full, --engines or --select. `campaign_plans` and `published_headlines` make data, not results; the datasets' pages
 # say when.
@@ -27,7 +28,7 @@ help:
 	@echo "make demo         measure, train and predict on this CPU; leaves .demo/report.html"
 	@echo "make test         ruff, mypy and all tests"
 	@echo "make check        ruff, mypy and the fast tests"
-	@echo "make experiments  all results of experiments/ again; half an hour to an hour"
+	@echo "make experiments  all results of experiments/ again; half an hour of two cores, or somewhat more"
 	@echo "make lint         ruff and mypy"
 	@echo "make format       let ruff format the code"
 
