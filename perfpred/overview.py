@@ -47,7 +47,7 @@ def _flags(good: pd.DataFrame) -> Records:
 
 
 def noise(dataset: Dataset) -> Records:
-    """Spread between runs within an engine, and between rebuilds in fresh processes, by lineage.
+    """Spread between runs within an engine, and between rebuilds in fresh processes, by device and by lineage.
 
     `floor` is the mean absolute relative error that no predictor can beat on rebuilt rows: about 0.8 times the
     rebuild spread, which holds both the build and the process start (mean absolute deviation of a normal law).
@@ -56,7 +56,9 @@ def noise(dataset: Dataset) -> Records:
     key = ["network", "device", "sm_count", "precision", "batch_size", "optimisation", "latency_kind"]
     rows = []
     grouped = good.assign(lineage=good["lineage"].fillna(good["family"])).groupby("lineage")
-    for lineage, part in [("all", good), *((str(n), g) for n, g in grouped)]:
+    devices = good.groupby("device") if good["device"].nunique() > 1 else ()
+    parts = [*((f"all on {n}", g) for n, g in devices), *((str(n), g) for n, g in grouped)]
+    for lineage, part in [("all", good), *parts]:
         repeated = part.groupby(key, dropna=False)["latency_s"].agg(["size", "mean", "std"])
         repeated = repeated[repeated["size"] >= 3]
         spread = (repeated["std"] / repeated["mean"]).to_numpy(float)
